@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * engine - one resident model, its engine thread and its queue; the only engine header the daemon
+ * includes
+ *
+ * engine_new() returns at once and loads in its own thread. Jobs may be submitted while it loads;
+ * they wait. Everything the engine has to say comes as events through one ring: engine_fd() turns
+ * readable, engine_next() hands them out one by one. Every job submitted ends with exactly one
+ * ENGINE_DONE, whatever happens, and nothing of it comes later.
+ *
+ * Owner:   the calls below belong to one thread (the daemon's). Inside: the engine thread runs the
+ *          model, a text thread tokenises; a job has one owner at a time.
+ * Memory:  sized at load; queues are bounded.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/base/auto.h"
+#include "engine/base/err.h"
+#include "engine/model/model.h"
+#include "engine/text/chat.h"
+#include "engine/text/sample.h"
+
+struct engine;
+
+enum {
+    ENGINE__OK,
+
+    ENGINE_BUSY,      /* the queue is full; @ret_queue says how it stands */
+    ENGINE_TOO_LARGE, /* text beyond ENGINE_TEXT_MAX; @why says so */
+    ENGINE_BAD,       /* a parameter out of range; @why names it */
+};
+
+enum {
+    ENGINE_TEXT_MAX = 4 << 20, /* bytes of all texts of one job */
+    ENGINE_STOP_MAX = 16,      /* stop strings of one job */
+};
+
+struct engine_options {
+    const char *path;      /* model file */
+    uint32_t n_ctx;        /* 0: the trained context, at most what kv_bytes can hold */
+    uint64_t kv_bytes;     /* bound of the K/V cache; 0: a quarter of memory */
+    uint32_t n_worker;     /* 0: one a usable core */
+    uint32_t n_batch;      /* prompt tokens a step; 0: 128 */
+    uint32_t n_queue;      /* jobs waiting at most; 0: 64 */
+    enum quant_fmt kv_fmt; /* QUANT_F16 or QUANT_F32 */
+    bool exact;
+};
+
+/* Return: 0 or -errno; a bad file is reported by ENGINE_FAILED. */
+int engine_new(struct engine **ret_engine, const struct engine_options *opt, struct why *why);
+/* Stops within one layer of one step; jobs that still run end unannounced. */
+struct engine *engine_free(struct engine *e);
+AUTO_DEFINE(struct engine *, engine_free)
+
+enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_FAILED };
+
+struct engine_status {
+    enum engine_state state;
+    uint64_t bytes_done, bytes_total; /* of loading */
+    uint32_t n_running, n_queued, n_queue_max;
+    uint32_t n_worker;
+    const char *tier;                 /* kernel tier bound */
+    uint64_t kv_bytes;                /* mapped for K and V */
+    uint64_t n_prompt_token, n_token; /* evaluated and generated since load */
+    uint64_t step_usec;               /* moving mean of one decode step; 0: none yet */
+};
+void engine_status(struct engine *e, struct engine_status *ret);
+
+/* Of a model that is ENGINE_READY; NULL before. */
+const struct model_info *engine_info(const struct engine *e);
+const struct vocab *engine_vocab(const struct engine *e);
+/* Raw chat template text of the file, for showing; NULL: none. */
+const char *engine_template(const struct engine *e, size_t *ret_n);
+const struct sample_params *engine_defaults(const struct engine *e);
+
+/* ---- jobs ---- */
+
+enum engine_kind {
+    ENGINE_GENERATE,
+    ENGINE_TOKENIZE,   /* text -> tokens */
+    ENGINE_DETOKENIZE, /* tokens -> text */
+    ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
+};
+
+/* One job. engine_submit() copies what it keeps; everything here is borrowed for the call. */
+struct engine_request {
+    enum engine_kind kind;
+    const struct chat_message *msg; /* GENERATE, RENDER: [n_msg]; or none and @text */
+    size_t n_msg;
+    const char *text; /* GENERATE: a raw prompt; TOKENIZE */
+    size_t n_text;
+    const tok_t *tok; /* DETOKENIZE; GENERATE: a raw prompt in tokens, instead of @text */
+    size_t n_tok;
+    bool special; /* @text: texts of special tokens become those tokens; DETOKENIZE: show them */
+    bool no_bos;  /* @text: do not begin with <bos> */
+    bool thinking;
+    bool no_generation;  /* RENDER: do not open the model's turn */
+    bool ignore_end;     /* GENERATE: go on past end tokens, for benchmarks */
+    uint32_t max_tokens; /* GENERATE: 0: what the context holds */
+    struct sample_params sample;
+    const char *const *stop; /* [n_stop] strings that end the answer, not part of it */
+    size_t n_stop;
+    uint32_t n_top; /* logprobs: alternatives a token, up to SAMPLE_TOP_MAX */
+    bool logprobs;
+    uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none */
+    void *userdata;         /* comes back in every event */
+};
+
+struct engine_queue {
+    uint32_t position;   /* jobs before this one would be */
+    uint64_t retry_usec; /* guess of when it is worth trying again */
+};
+
+/**
+ * engine_submit() - queue a job
+ * @ret_job:    its number, never 0
+ * @ret_queue:  filled on 0 and ENGINE_BUSY; may be NULL
+ *
+ * Return: 0, ENGINE_BUSY, ENGINE_TOO_LARGE, ENGINE_BAD, or -ENOMEM. Only on 0 will there be events.
+ */
+int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *ret_job,
+                  struct engine_queue *ret_queue, struct why *why);
+/* Ends the job within one layer of one step; its ENGINE_DONE still comes. Unknown ids are ignored. */
+void engine_cancel(struct engine *e, uint64_t job);
+/* Hold a sequence at its next token, or let it go on. While it holds, nothing else runs in its
+ * slot. */
+void engine_pause(struct engine *e, uint64_t job, bool pause);
+
+enum engine_event_kind {
+    ENGINE_PROGRESS,    /* loading: job 0; prefill: done and total tokens */
+    ENGINE_LOADED,      /* job 0: engine_info() and the others answer now */
+    ENGINE_LOAD_FAILED, /* job 0: @why; every job then ends with ENGINE_END_MODEL */
+    ENGINE_TEXT,        /* @text of the answer, whole characters */
+    ENGINE_DONE,        /* the job's @result */
+};
+
+enum engine_end {
+    ENGINE_END_STOP,   /* an end token or a stop string */
+    ENGINE_END_LENGTH, /* max_tokens, or the context is full */
+    ENGINE_END_DEADLINE,
+    ENGINE_END_CANCELLED,
+    ENGINE_END_CONTEXT,  /* the prompt does not fit: n_prompt asked, n_available there are */
+    ENGINE_END_INVALID,  /* @why: a role, a token id, no chat format */
+    ENGINE_END_MODEL,    /* the model could not be loaded: @why */
+    ENGINE_END_INTERNAL, /* @why */
+};
+
+struct engine_result {
+    enum engine_end end;
+    int32_t stop_index;                                /* which stop string, -1: none */
+    uint32_t n_prompt, n_cached, n_token, n_available; /* tokens */
+    uint64_t queue_usec, prefill_usec, decode_usec;
+    uint64_t seed;
+    struct why why;
+    char *text; /* DETOKENIZE, RENDER: [n_text], NUL-terminated, owned by the event */
+    size_t n_text;
+    tok_t *tok; /* TOKENIZE, RENDER: [n_tok], owned by the event */
+    size_t n_tok;
+};
+
+struct engine_event {
+    enum engine_event_kind kind;
+    uint64_t job;
+    void *userdata;
+    uint64_t done, total;     /* PROGRESS */
+    enum chat_kind text_kind; /* TEXT */
+    const char *text;         /* TEXT, [n_text], valid until the next engine_next() */
+    size_t n_text;
+    bool has_token; /* TEXT with logprobs asked: @token is set, @text is its piece alone
+                                 or "" while a character is unfinished or a stop string possible */
+    struct sample_result token;
+    const struct engine_result *result; /* DONE, valid until the next engine_next() */
+    const struct why *why;              /* LOAD_FAILED */
+};
+
+/* A descriptor that is readable while events wait. */
+int engine_fd(const struct engine *e);
+/* Return: true with the next event, false when there is none. */
+bool engine_next(struct engine *e, struct engine_event *ret);

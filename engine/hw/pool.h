@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * pool - pinned worker threads that run one phase at a time
+ *
+ * The calling thread is worker 0. Workers wait for a phase by spinning for some microseconds and
+ * then sleeping on a futex, so an idle or a throttled machine costs nothing.
+ *
+ * Owner:   the engine thread calls pool_run(); nobody else.
+ * Memory:  fixed at pool_new().
+ */
+
+#include <stdint.h>
+
+#include "engine/base/auto.h"
+#include "engine/base/err.h"
+#include "engine/hw/topo.h"
+
+struct pool;
+
+/* Runs on every worker, @worker from 0 to @n_worker - 1. */
+typedef void pool_fn(void *arg, uint32_t worker, uint32_t n_worker);
+
+/**
+ * pool_new() - start the workers
+ * @ret_pool:   owned by the caller: pool_free()
+ * @topo:       which CPUs to pin to, borrowed for the call
+ * @n_worker:   workers including the caller, >= 1; 0 takes one per usable core
+ *
+ * Return: 0 or -errno. Pinning that the kernel refuses is no failure.
+ */
+int pool_new(struct pool **ret_pool, const struct topo *topo, uint32_t n_worker);
+struct pool *pool_free(struct pool *p);
+AUTO_DEFINE(struct pool *, pool_free)
+
+uint32_t pool_n_worker(const struct pool *p);
+
+/* Pin the calling thread as worker 0; call once from the thread that will call pool_run(). */
+void pool_adopt(struct pool *p);
+
+/* Run @fn on all workers; returns when every one has returned. */
+void pool_run(struct pool *p, pool_fn *fn, void *arg);
+
+/* [begin, end) of @n items for one worker, in multiples of @step: a static, even split. */
+static inline void pool_slice(uint32_t n, uint32_t step, uint32_t worker, uint32_t n_worker,
+                              uint32_t *ret_begin, uint32_t *ret_end) {
+    uint64_t n_step = (n + (uint64_t)step - 1) / step;
+    uint64_t b = n_step * worker / n_worker * step, e = n_step * (worker + 1) / n_worker * step;
+
+    *ret_begin = (uint32_t)(b < n ? b : n);
+    *ret_end = (uint32_t)(e < n ? e : n);
+}

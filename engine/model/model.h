@@ -1,0 +1,98 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * model - a language model bound to its weights: open, describe, step
+ *
+ * One table, model_archs[], lists the known architectures; gemma4.c is one row of it.
+ *
+ * Owner:   the engine thread. model_step() runs the pool.
+ * Memory:  weights stay in the file's mapping; step memory is one arena, sized at model_new().
+ */
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/base/auto.h"
+#include "engine/base/err.h"
+#include "engine/fmt/gguf.h"
+#include "engine/hw/pool.h"
+#include "engine/kern/kern.h"
+#include "engine/kv/kvcache.h"
+
+struct model;
+
+enum {
+    MODEL__OK,
+
+    MODEL_BAD,     /* the file does not describe a model we compute; @why names the key or tensor */
+    MODEL_STOPPED, /* model_step() saw *stop; nothing of the step counts */
+};
+
+struct model_options {
+    uint32_t n_ctx;   /* context to serve, 0: the trained one */
+    uint32_t n_batch; /* rows of a step at most */
+    uint32_t n_out;   /* rows of a step that may ask for logits at most */
+    bool exact;       /* float activations everywhere */
+    bool no_blas;     /* never call OpenBLAS */
+};
+
+struct model_info {
+    char arch[32];
+    char name[128]; /* general.name, or "" */
+    char quant[16]; /* format most weight bytes are in */
+    uint32_t n_layer, n_embd, n_vocab, n_ctx_train, n_ctx;
+    uint32_t n_expert, n_expert_used; /* 0: dense */
+    uint32_t window;
+    uint64_t n_param;      /* elements of all tensors */
+    uint64_t weight_bytes; /* of all tensors */
+    uint64_t token_bytes;  /* weight bytes one decoded token reads */
+    uint64_t step_bytes;   /* step memory */
+};
+
+/**
+ * model_new() - bind the weights of @g and size the step memory
+ * @g:          borrowed; must outlive the model
+ * @kern:       borrowed, bound
+ * @pool:       borrowed
+ *
+ * Return: 0, MODEL_BAD, or -errno.
+ */
+int model_new(struct model **ret_model, const struct gguf *g, const struct kern *kern,
+              struct pool *pool, const struct model_options *opt, struct why *why);
+struct model *model_free(struct model *m);
+AUTO_DEFINE(struct model *, model_free)
+
+const struct model_info *model_info(const struct model *m);
+
+/* The cache this model needs for @n_seq sequences. @ret->layer is borrowed from the model. */
+void model_kv_shape(const struct model *m, uint32_t n_seq, enum quant_fmt fmt,
+                    struct kv_shape *ret);
+
+/* The rows of one step. Rows of a sequence are in order and follow what its cache holds; rows of
+ * several sequences may be mixed. The caller reserved their positions. */
+struct model_row {
+    int32_t tok;
+    uint32_t seq;
+    pos_t pos;
+    bool out; /* compute logits */
+};
+
+/**
+ * model_step() - evaluate @n_row rows, append their K and V, and compute logits
+ * @row:        [n_row], n_row <= n_batch
+ * @stop:       checked before every layer; may be NULL
+ * @ret_logits: f32 [n rows with .out][n_vocab], borrowed until the next step
+ *
+ * A row's logits depend on its sequence alone, not on what else is in the step.
+ * Return: 0 or MODEL_STOPPED; then the caller truncates the sequences back.
+ */
+int model_step(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
+               const atomic_bool *stop, const float **ret_logits);
+
+/* Called after the named half layer with the residual stream, f32 [n_row][n_embd], and after the
+ * router with probabilities [n_row][n_expert]; for moe-eval and tests. NULL: off. */
+typedef void model_trace_fn(void *arg, uint32_t layer, const char *what, const float *x,
+                            uint32_t n_row, uint32_t n_col);
+void model_trace(struct model *m, model_trace_fn *fn, void *arg);
