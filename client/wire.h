@@ -13,6 +13,7 @@
  * Source:  the msgpack specification and the msgpack-rpc specification; limits: PROTOCOL.md.
  */
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -37,19 +38,21 @@ enum {
     WIRE_TOO_MANY, /* elements */
 };
 
-/* "frame larger than 16777216 bytes", … for a WIRE_* outcome. */
+/* "a frame larger than 16777216 bytes", … for a WIRE_* outcome; static. */
 const char *wire_strerror(int outcome);
 
 struct wire_scan {
-    size_t pos;                          /* bytes walked */
-    uint32_t n_element;                  /* seen or declared */
+    size_t pos;                          /* where the next header begins; may be past the bytes */
+    uint32_t n_element;                  /* declared: keys and values, not the frame itself */
     uint32_t depth;                      /* open containers */
-    uint64_t n_left[WIRE_DEPTH_MAX + 1]; /* values each of them still waits for */
+    uint64_t n_left[WIRE_DEPTH_MAX + 1]; /* values each of them still waits for; [0] the frame */
 };
 
 /* Begin a frame. */
 void wire_scan_init(struct wire_scan *s);
-/* Walk on in @buf, which holds the frame's first @n bytes (and maybe more after it).
+/* Walk on in @buf, which holds the frame's first @n bytes (and maybe more after it). @buf may move
+ * between calls; each byte is looked at once, however it arrives. A frame that can not end within
+ * the limits is refused by the header that says so.
  * Return: 0 with the frame's length, WIRE_MORE, or why the frame must be refused. */
 int wire_scan(struct wire_scan *s, const void *buf, size_t n, size_t *ret_len);
 
@@ -66,15 +69,19 @@ struct wire_frame {
     const msgpack_object *result; /* RESPONSE: a map, or NULL with an error */
 };
 
-/* Return: 0 or WIRE_MALFORMED. */
+/* Return: 0 or WIRE_MALFORMED; then @ret is as before. */
 int wire_parse(const msgpack_object *o, struct wire_frame *ret);
 
-/* Packing. A request's or notification's params map follows; of a response, error or result. */
+/* Is every str in @o, keys too, valid UTF-8? Recursion is bounded by WIRE_DEPTH_MAX. */
+bool wire_utf8(const msgpack_object *o);
+
+/* Packing. What must follow: a request's or notification's params map; the map of a result; the
+ * map of an error and then nil. */
 void wire_pack_str(msgpack_packer *p, const char *s);
 void wire_pack_request(msgpack_packer *p, uint32_t msgid, const char *method);
 void wire_pack_notify(msgpack_packer *p, const char *method);
 void wire_pack_result(msgpack_packer *p, uint32_t msgid);
 void wire_pack_error(msgpack_packer *p, uint32_t msgid);
 
-/* The value of @key in a map, or NULL. */
+/* The value of @key in @map, which is a map, or NULL. Of equal keys the first counts. */
 const msgpack_object *wire_get(const msgpack_object *map, const char *key);
