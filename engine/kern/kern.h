@@ -37,6 +37,8 @@ enum {
     KERN_BLOCK = 256,   /* rows of quantised activations are padded to this */
 };
 
+#define KERN_Q8_TINY 1e-30f /* 127 / max stays finite above */
+
 /* Activation rows, in both forms the matrix kernels read.
  *   f   f32 [n_row][f_stride]                 for F32, F16, BF16 weights and for *_exact
  *   q   i8  [n_row][q_stride]                 x ~ d[k / 32] * q[k]
@@ -60,7 +62,9 @@ struct kern_rows {
 typedef void kern_mul_fn(const void *w, size_t w_stride, uint32_t n_out, uint32_t n_col,
                          const struct kern_rows *x, float *y, size_t y_stride);
 
-/* f32 [n] -> one row of q, d, s; pads to a multiple of KERN_BLOCK. d = max|x| / 127 a block. */
+/* f32 [n] -> one row of q, d, s; pads to a multiple of KERN_BLOCK. d = max|x| / 127 a block, and
+ * q = x * (127 / max|x|) to nearest even, so -127 <= q <= 127. A block below KERN_Q8_TINY is all 0,
+ * d too. A NaN or infinity makes d one. All tiers give the same bits for finite @x. */
 typedef void kern_quantize_fn(const float *x, size_t n, int8_t *q, float *d, int16_t *s);
 
 typedef float kern_dot_fn(const void *a, const float *b, size_t n);    /* sum a[i] * b[i] */
@@ -97,6 +101,11 @@ void kern_bind(struct kern *k, uint32_t cpu);
 /* CPU_* this process may use: what hardware and kernel allow, and-ed with $MOE_CPU_MASK (hex) so
  * tests and bug reports can force a weaker tier. */
 uint32_t kern_cpu(void);
+
+/* gelu_tanh(g) = 0.5 g (1 + tanh(A (g + B g^3))), A = sqrt(2 / pi) */
+#define KERN_GELU_A  0.797884561f
+#define KERN_GELU_B  0.044715f
+#define KERN_EXP_MAX 88.0f /* exp of it is finite */
 
 struct kern_tier {
     const char *name;
