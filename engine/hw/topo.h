@@ -33,8 +33,17 @@ struct topo {
     uint32_t quota_cpu; /* CPUs the cgroup quota pays for, rounded up; 0: no quota */
 };
 
-/* Return: 0 or -errno. */
+enum {
+    TOPO__OK,
+
+    TOPO_UNSUPPORTED, /* topo_new_from(): made-up machines need hwloc */
+};
+
+/* This machine, or the one that $HWLOC_SYNTHETIC or $HWLOC_XMLFILE describe. Return: 0 or -errno. */
 int topo_new(struct topo **ret_topo);
+/* For tests: the machine an hwloc synthetic string describes (NULL: this one), with a quota of
+ * @quota CPUs (0: none). Return: 0, TOPO_UNSUPPORTED, or -errno. */
+int topo_new_from(struct topo **ret_topo, const char *synthetic, uint32_t quota);
 struct topo *topo_free(struct topo *t);
 AUTO_DEFINE(struct topo *, topo_free)
 

@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * quota - how many CPUs the control group pays for
+ *
+ * Source: Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst
+ *         (cpu.cfs_quota_us) of the Linux kernel.
+ */
+
+#include <stdint.h>
+
+/* The tightest CPU bandwidth of this process's control group and all above it, v2 and v1, in whole
+ * CPUs, rounded up. @root: "", or a directory that stands for "/" in tests.
+ * Return: CPUs, 0: no limit, or none that can be read. */
+uint32_t quota_cpu(const char *root);

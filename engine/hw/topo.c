@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <assert.h>
+#include <hwloc.h>
+#include <string.h>
+
+#include "engine/hw/quota.h"
+#include "engine/hw/topo.h"
+
+/* More cache than this per CPU is what a hypervisor made up. */
+#define CACHE_MAX (UINT64_C(1) << 30)
+
+static hwloc_topology_t destroy(hwloc_topology_t h) {
+    hwloc_topology_destroy(h);
+    return NULL;
+}
+AUTO_DEFINE(hwloc_topology_t, destroy)
+
+/* Load this machine (or what $HWLOC_SYNTHETIC, $HWLOC_XMLFILE say), or the @synthetic one. */
+static int load(hwloc_topology_t *ret_h, const char *synthetic) {
+    AUTO(destroy) hwloc_topology_t h = NULL;
+
+    if (hwloc_topology_init(&h) < 0)
+        return err_new(errno ? -errno : -ENOMEM);
+    if (synthetic && hwloc_topology_set_synthetic(h, synthetic) < 0)
+        return err_new(-EINVAL);
+    (void)hwloc_topology_set_all_types_filter(h, HWLOC_TYPE_FILTER_KEEP_ALL);
+    (void)hwloc_topology_set_io_types_filter(h, HWLOC_TYPE_FILTER_KEEP_NONE);
+    if (hwloc_topology_load(h) < 0)
+        return err_new(errno ? -errno : -EIO);
+
+    *ret_h = take(h);
+    return 0;
+}
+
+/* CPUs we may run on: what the topology allows and, on this machine, what we are bound to. */
+static int allowed(hwloc_topology_t h, hwloc_bitmap_t ret) {
+    if (hwloc_topology_is_thissystem(h) && hwloc_get_cpubind(h, ret, HWLOC_CPUBIND_PROCESS) == 0 &&
+        !hwloc_bitmap_iszero(ret))
+        return hwloc_bitmap_and(ret, ret, hwloc_topology_get_allowed_cpuset(h));
+    return hwloc_bitmap_copy(ret, hwloc_topology_get_allowed_cpuset(h));
+}
+
+static uint32_t node_of(hwloc_topology_t h, hwloc_obj_t pu) {
+    hwloc_obj_t node = NULL;
+
+    while ((node = hwloc_get_next_obj_by_type(h, HWLOC_OBJ_NUMANODE, node)))
+        if (hwloc_bitmap_isset(node->cpuset, pu->os_index))
+            return node->logical_index;
+    return 0;
+}
+
+static uint64_t cache_of(hwloc_topology_t h, hwloc_obj_t pu, hwloc_obj_type_t type) {
+    hwloc_obj_t cache = hwloc_get_ancestor_obj_by_type(h, type, pu);
+    uint64_t n_pu;
+
+    if (!cache)
+        return 0;
+    n_pu = (uint64_t)hwloc_bitmap_weight(cache->cpuset);
+    return cache->attr->cache.size / n_pu > CACHE_MAX ? 0 : cache->attr->cache.size;
+}
+
+/* First threads of cores first, then in the topology's order. */
+static int compare(const void *a, const void *b) {
+    const struct topo_cpu *x = a, *y = b;
+
+    if (x->sibling != y->sibling)
+        return x->sibling < y->sibling ? -1 : 1;
+    return x->core < y->core ? -1 : x->core > y->core;
+}
+
+/* Every allowed PU, in hwloc's order; then sorted. */
+static void list_cpus(struct topo *t, hwloc_topology_t h, hwloc_const_bitmap_t set) {
+    hwloc_obj_t pu = NULL;
+
+    while ((pu = hwloc_get_next_obj_by_type(h, HWLOC_OBJ_PU, pu))) {
+        hwloc_obj_t core = hwloc_get_ancestor_obj_by_type(h, HWLOC_OBJ_CORE, pu);
+        struct topo_cpu *c = &t->cpu[t->n_cpu];
+
+        if (!hwloc_bitmap_isset(set, pu->os_index))
+            continue;
+        *c = (struct topo_cpu){
+            .os = pu->os_index,
+            .core = core ? core->logical_index : pu->logical_index,
+            .node = node_of(h, pu),
+        };
+        for (struct topo_cpu *o = c; o > t->cpu && o[-1].core == c->core; o--)
+            c->sibling++;
+        if (!t->n_cpu++) {
+            t->l2 = cache_of(h, pu, HWLOC_OBJ_L2CACHE);
+            t->l3 = cache_of(h, pu, HWLOC_OBJ_L3CACHE);
+        }
+    }
+    qsort(t->cpu, t->n_cpu, sizeof *t->cpu, compare);
+}
+
+int topo_new_from(struct topo **ret_topo, const char *synthetic, uint32_t quota) {
+    AUTO(topo_free) struct topo *t = NULL;
+    AUTO(destroy) hwloc_topology_t h = NULL;
+    hwloc_bitmap_t set;
+    int n, r;
+
+    r = load(&h, synthetic);
+    if (r < 0)
+        return err_up(r);
+    n = hwloc_get_nbobjs_by_type(h, HWLOC_OBJ_PU);
+    t = calloc(1, sizeof *t);
+    if (!t || n < 1)
+        return err_new(-ENOMEM);
+    t->cpu = calloc((size_t)n, sizeof *t->cpu);
+    set = hwloc_bitmap_alloc();
+    if (!t->cpu || !set || allowed(h, set) < 0) {
+        hwloc_bitmap_free(set);
+        return err_new(-ENOMEM);
+    }
+    list_cpus(t, h, set);
+    hwloc_bitmap_free(set);
+    if (t->n_cpu == 0)
+        return err_new(-ENODEV);
+
+    t->quota_cpu = quota;
+    if (quota && quota < t->n_cpu)
+        t->n_cpu = quota;
+    for (uint32_t i = 0; i < t->n_cpu; i++)
+        t->n_core += t->cpu[i].sibling == 0;
+    n = hwloc_get_nbobjs_by_type(h, HWLOC_OBJ_NUMANODE);
+    t->n_node = n > 1 ? (uint32_t)n : 1;
+    t->memory = hwloc_get_root_obj(h)->total_memory;
+
+    *ret_topo = take(t);
+    return 0;
+}
+
+int topo_new(struct topo **ret_topo) {
+    return err_up(topo_new_from(ret_topo, NULL, quota_cpu("")));
+}
+
+struct topo *topo_free(struct topo *t) {
+    if (!t)
+        return NULL;
+    free(t->cpu);
+    free(t);
+    return NULL;
+}
+
+uint32_t topo_n_worker(const struct topo *t) {
+    return t->n_core;
+}
