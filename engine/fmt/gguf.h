@@ -11,6 +11,7 @@
  * be for a given model is checked by the typed getters and by the model.
  *
  * Owner:   whoever opened it; immutable afterwards, so any thread may read.
+ *          The files must not shrink meanwhile: a page that is gone raises SIGBUS.
  * Memory:  directory only; never more than a small multiple of the header's bytes.
  * Source:  GGUF specification v3 (ggml docs/gguf.md), little-endian files only.
  */
@@ -63,6 +64,7 @@ AUTO_DEFINE(struct gguf *, gguf_free)
 
 /* Files of the model, the bytes of each, and an open descriptor of each (borrowed). */
 uint32_t gguf_n_part(const struct gguf *g);
+const char *gguf_label(const struct gguf *g, uint32_t part); /* its path, or the end of it */
 uint64_t gguf_part_size(const struct gguf *g, uint32_t part);
 int gguf_part_fd(const struct gguf *g, uint32_t part);
 
@@ -83,6 +85,9 @@ struct gguf_meta {
 uint32_t gguf_n_meta(const struct gguf *g);
 const struct gguf_meta *gguf_meta_at(const struct gguf *g, uint32_t i);
 const struct gguf_meta *gguf_meta(const struct gguf *g, const char *key);
+/* Integer or bool of any width: element @i < n of an array, or the scalar (i = 0). False when it is
+ * neither, or above INT64_MAX. */
+bool gguf_meta_int(const struct gguf_meta *m, uint64_t i, int64_t *ret);
 
 /* Typed getters. Any integer width is read for an integer, f32 or f64 for a float; the value is
  * range-checked (ends included; floats must be finite).

@@ -60,9 +60,13 @@ size_t quant_row_size(enum quant_fmt fmt, size_t n);
 /* @src: n / block blocks   @dst: f32 [n] */
 void quant_decode(enum quant_fmt fmt, const void *src, float *dst, size_t n);
 
-/* @src: f32 [n], finite    @dst: n / block blocks. Round to nearest; the choice of scales follows
- * the format's usual quantiser, so decode(encode(x)) is close to x, and encode(decode(b)) decodes
- * to what b does. */
+/* @src: f32 [n], finite    @dst: n / block blocks. Round to nearest; scales are searched for the
+ * least squared error, see quant-fit.h. encode(decode(b)) decodes to what b does, bit for bit, when
+ * b's scales are finite and
+ *   Q4_1 Q5_1             d > 0 and |m| < 2^12 d; else a minimum of another size swallows the codes
+ *   Q3_K Q6_K             every 16 elements use their lowest code
+ *   Q2_K Q4_K Q5_K        d, dmin >= 0, and every 16 or 32 elements use their lowest and highest code
+ * (otherwise other scales may say the same, and need not fit beside each other). */
 void quant_encode(enum quant_fmt fmt, const float *src, void *dst, size_t n);
 
 /* f16 and bf16 bits to f32, exact; f32 to f16 and bf16, ties to even, subnormals kept. */
