@@ -6,8 +6,11 @@
  *
  * Encoding is byte-pair merging over the whole run between newlines, by rank, leftmost first, in
  * O(n log n). Unless it is asked to, it never produces a control or user-defined token: what a
- * client typed can not open a turn.
+ * client typed can not open a turn. A typed "▁" is taken for a space; all other well-formed text
+ * decodes to itself.
  *
+ * Memory:  40 bytes a character of the longest stretch of text between places no merge can join,
+ *          while tok_encode() runs; of most texts such a stretch is a word.
  * Source: gemma4 tokenizer as in Hugging Face transformers and llama.cpp (equal ids).
  */
 
@@ -36,7 +39,9 @@ enum tok_flags {
 
 /**
  * tok_encode() - append the tokens of @text to @out
- * @text:       @n bytes; malformed UTF-8 becomes byte tokens
+ * @text:       @n bytes, fewer than 2^32; malformed UTF-8 becomes byte tokens, a byte that has no
+ *              token is left out
+ * @flags:      enum tok_flags
  * @out:        appended to; on failure as before
  *
  * Return: 0 or -ENOMEM.
@@ -47,7 +52,7 @@ int tok_encode(const struct vocab *v, const char *text, size_t n, unsigned flags
 /* Streaming decoder: bytes of an unfinished character wait for the next token, so that what comes
  * out is always well-formed UTF-8. Bytes that can not become a character come out as U+FFFD. */
 struct tok_decoder {
-    uint8_t held[4];
+    uint8_t held[4]; /* [n_held <= 3] */
     uint32_t n_held;
 };
 
