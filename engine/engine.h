@@ -36,8 +36,9 @@ enum {
 };
 
 enum {
-    ENGINE_TEXT_MAX = 4 << 20, /* bytes of all texts of one job */
+    ENGINE_TEXT_MAX = 4 << 20, /* bytes of all texts of one job; a token counts 4 */
     ENGINE_STOP_MAX = 16,      /* stop strings of one job */
+    ENGINE_STOP_BYTES = 1024,  /* of one stop string, at least 1, well-formed UTF-8 */
 };
 
 struct engine_options {
@@ -46,14 +47,15 @@ struct engine_options {
     uint64_t kv_bytes;     /* bound of the K/V cache; 0: a quarter of memory */
     uint32_t n_worker;     /* 0: one a usable core */
     uint32_t n_batch;      /* prompt tokens a step; 0: 128 */
-    uint32_t n_queue;      /* jobs waiting at most; 0: 64 */
+    uint32_t n_queue;      /* generations waiting at most, and text jobs as many; 0: 64 */
     enum quant_fmt kv_fmt; /* QUANT_F16 or QUANT_F32 */
     bool exact;
 };
 
 /* Return: 0 or -errno; a bad file is reported by ENGINE_FAILED. */
 int engine_new(struct engine **ret_engine, const struct engine_options *opt, struct why *why);
-/* Stops within one layer of one step; jobs that still run end unannounced. */
+/* Stops within one layer of one step, or after the text that is being tokenised; jobs that still
+ * run end unannounced. */
 struct engine *engine_free(struct engine *e);
 AUTO_DEFINE(struct engine *, engine_free)
 
@@ -61,13 +63,13 @@ enum engine_state { ENGINE_LOADING, ENGINE_READY, ENGINE_FAILED };
 
 struct engine_status {
     enum engine_state state;
-    uint64_t bytes_done, bytes_total; /* of loading */
-    uint32_t n_running, n_queued, n_queue_max;
-    uint32_t n_worker;
-    const char *tier;                 /* kernel tier bound */
-    uint64_t kv_bytes;                /* mapped for K and V */
-    uint64_t n_prompt_token, n_token; /* evaluated and generated since load */
-    uint64_t step_usec;               /* moving mean of one decode step; 0: none yet */
+    uint64_t bytes_done, bytes_total;          /* of loading */
+    uint32_t n_running, n_queued, n_queue_max; /* generations */
+    uint32_t n_worker;                         /* 0: not known yet */
+    const char *tier;                          /* kernel tier bound */
+    uint64_t kv_bytes;                         /* mapped for K and V */
+    uint64_t n_prompt_token, n_token;          /* evaluated and generated since load */
+    uint64_t step_usec;                        /* moving mean of one decode step; 0: none yet */
 };
 void engine_status(struct engine *e, struct engine_status *ret);
 
@@ -87,6 +89,9 @@ enum engine_kind {
     ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
 };
 
+/* Generations run one at a time, in the order they came. The other kinds do not wait for them, only
+ * for the load, and have a queue of their own. */
+
 /* One job. engine_submit() copies what it keeps; everything here is borrowed for the call. */
 struct engine_request {
     enum engine_kind kind;
@@ -103,7 +108,8 @@ struct engine_request {
     bool ignore_end;     /* GENERATE: go on past end tokens, for benchmarks */
     uint32_t max_tokens; /* GENERATE: 0: what the context holds */
     struct sample_params sample;
-    const char *const *stop; /* [n_stop] strings that end the answer, not part of it */
+    const char *const *stop; /* [n_stop] strings that end the answer, not part of it; thoughts may
+                                contain them */
     size_t n_stop;
     uint32_t n_top; /* logprobs: alternatives a token, up to SAMPLE_TOP_MAX */
     bool logprobs;
@@ -152,9 +158,11 @@ enum engine_end {
 
 struct engine_result {
     enum engine_end end;
-    int32_t stop_index;                                /* which stop string, -1: none */
-    uint32_t n_prompt, n_cached, n_token, n_available; /* tokens */
-    uint64_t queue_usec, prefill_usec, decode_usec;
+    int32_t stop_index;          /* which stop string, -1: none */
+    uint32_t n_prompt, n_cached; /* tokens of the prompt, of them not evaluated */
+    uint32_t n_token;            /* generated, with an end token */
+    uint32_t n_available;        /* tokens a prompt may have here */
+    uint64_t queue_usec, prefill_usec, decode_usec; /* less what it was paused or not drained */
     uint64_t seed;
     struct why why;
     char *text; /* DETOKENIZE, RENDER: [n_text], NUL-terminated, owned by the event */
@@ -172,7 +180,9 @@ struct engine_event {
     const char *text;         /* TEXT, [n_text], valid until the next engine_next() */
     size_t n_text;
     bool has_token; /* TEXT with logprobs asked: @token is set, @text is its piece alone
-                                 or "" while a character is unfinished or a stop string possible */
+                                 or "" while a character is unfinished or a stop string possible;
+                                 what was so withheld comes in the next event, or with the piece
+                                 that completes the character. Markers and end tokens have none. */
     struct sample_result token;
     const struct engine_result *result; /* DONE, valid until the next engine_next() */
     const struct why *why;              /* LOAD_FAILED */

@@ -1,0 +1,315 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/sched/job.h"
+
+usec_t job_clock(void) {
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (usec_t)t.tv_sec * 1000000 + (usec_t)t.tv_nsec / 1000;
+}
+
+struct job *job_new(enum job_kind kind) {
+    struct job *j = calloc(1, sizeof *j);
+
+    if (!j)
+        return NULL;
+    j->kind = kind;
+    j->submitted = job_clock();
+    j->result.stop_index = -1;
+    atomic_init(&j->halt_end, JOB_END_N);
+    return j;
+}
+
+struct job *job_free(struct job *j) {
+    if (!j)
+        return NULL;
+    free(j->msg);
+    free(j->text);
+    tok_list_deinit(&j->tok);
+    free(j->sample.bias);
+    tok_list_deinit(&j->prompt);
+    sample_free(j->sampler);
+    stop_free(j->stop);
+    free(j->result.text);
+    tok_list_deinit(&j->result.tok);
+    free(j);
+    return NULL;
+}
+
+/* ---- copying a request ---- */
+
+static const char *job_place(char **at, const char *s) {
+    size_t n = strlen(s) + 1;
+    char *to = *at;
+
+    memcpy(to, s, n);
+    *at += n;
+    return to;
+}
+
+int job_copy_messages(struct job *j, const struct chat_message *msg, size_t n) {
+    size_t size = n * sizeof *msg;
+    char *at;
+
+    for (size_t i = 0; i < n; i++)
+        size += strlen(msg[i].role) + strlen(msg[i].text) + 2;
+    j->msg = malloc(size);
+    if (!j->msg)
+        return err_new(-ENOMEM);
+    j->n_msg = n;
+
+    at = (char *)(j->msg + n);
+    for (size_t i = 0; i < n; i++) {
+        j->msg[i].role = job_place(&at, msg[i].role);
+        j->msg[i].text = job_place(&at, msg[i].text);
+    }
+    return 0;
+}
+
+int job_copy_text(struct job *j, const char *text, size_t n) {
+    j->text = malloc(n + 1);
+    if (!j->text)
+        return err_new(-ENOMEM);
+    memcpy(j->text, text, n);
+    j->text[n] = 0;
+    j->n_text = n;
+    return 0;
+}
+
+int job_copy_tokens(struct job *j, const tok_t *tok, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        if (tok_list_push(&j->tok, tok[i]) < 0)
+            return err_up(-ENOMEM);
+    return 0;
+}
+
+int job_copy_sample(struct job *j, const struct sample_params *p) {
+    j->sample = *p;
+    j->sample.bias = NULL;
+    if (p->n_bias == 0)
+        return 0;
+    j->sample.bias = calloc(p->n_bias, sizeof *p->bias);
+    if (!j->sample.bias)
+        return err_new(-ENOMEM);
+    memcpy(j->sample.bias, p->bias, p->n_bias * sizeof *p->bias);
+    return 0;
+}
+
+/* ---- control ---- */
+
+void job_halt(struct job *j, enum job_end end) {
+    int none = JOB_END_N;
+
+    atomic_compare_exchange_strong(&j->halt_end, &none, (int)end);
+    atomic_store(&j->halt, true);
+}
+
+enum job_end job_halted(struct job *j) {
+    if (j->deadline && job_clock() >= j->deadline)
+        job_halt(j, JOB_END_DEADLINE);
+    return (enum job_end)atomic_load(&j->halt_end);
+}
+
+/* ---- preparing ---- */
+
+/* Each step below returns JOB_END_N to go on, or how the job ends, with its sentence. */
+static enum job_end job_invalid(struct job *j, const char *what) {
+    if (!j->result.why.text[0])
+        why_set(&j->result.why, 0, "%s", what);
+    return JOB_END_INVALID;
+}
+
+static enum job_end job_no_memory(struct job *j) {
+    why_set(&j->result.why, 0, "out of memory");
+    return JOB_END_INTERNAL;
+}
+
+static enum job_end job_check_tokens(struct job *j, const struct vocab *v) {
+    uint32_t n_vocab = vocab_n(v);
+
+    for (size_t i = 0; i < j->tok.n; i++)
+        if ((uint32_t)j->tok.id[i] >= n_vocab) {
+            why_set(&j->result.why, 0, "token %zu is %d; the vocabulary has 0 to %u", i,
+                    j->tok.id[i], n_vocab - 1);
+            return JOB_END_INVALID;
+        }
+    for (uint32_t i = 0; i < j->sample.n_bias; i++)
+        if ((uint32_t)j->sample.bias[i].id >= n_vocab) {
+            why_set(&j->result.why, 0, "bias for token %d; the vocabulary has 0 to %u",
+                    j->sample.bias[i].id, n_vocab - 1);
+            return JOB_END_INVALID;
+        }
+    return JOB_END_N;
+}
+
+static enum job_end job_encode(struct job *j, const struct vocab *v, struct tok_list *out) {
+    unsigned flags = (j->no_bos ? 0 : TOK_BOS) | (j->special ? TOK_SPECIAL : 0);
+
+    return tok_encode(v, j->text, j->n_text, flags, out) == 0 ? JOB_END_N : job_no_memory(j);
+}
+
+static enum job_end job_chat(struct job *j, const struct resident *r, struct tok_list *out) {
+    struct chat_options opt = {
+        .thinking = j->thinking,
+        .empty_thought = r->empty_thought,
+        .no_generation = j->no_generation,
+    };
+    int k = chat_render(r->vocab, j->msg, j->n_msg, &opt, out, &j->result.why);
+
+    switch (k) {
+    case 0:
+        return JOB_END_N;
+    case CHAT_NO_FORMAT:
+        return job_invalid(j, "the model has no chat format: use a raw prompt");
+    case CHAT_BAD_ROLE:
+        return job_invalid(j, "a role that does not exist");
+    default:
+        return job_no_memory(j);
+    }
+}
+
+/* The text that @tok stands for, into the result. */
+static enum job_end job_decode(struct job *j, const struct vocab *v, const struct tok_list *tok,
+                               bool special) {
+    struct job_result *res = &j->result;
+    struct tok_decoder d = { 0 };
+    size_t n_alloc = 0;
+
+    for (size_t i = 0; i <= tok->n; i++) {
+        if (n_alloc - res->n_text <= TOK_PIECE_MAX) {
+            char *text;
+
+            if (res->n_text > JOB_OUT_MAX) {
+                why_set(&res->why, 0, "the text is longer than %d bytes", JOB_OUT_MAX);
+                return JOB_END_INVALID;
+            }
+            n_alloc = n_alloc * 2 + 4 * TOK_PIECE_MAX;
+            text = realloc(res->text, n_alloc);
+            if (!text)
+                return job_no_memory(j);
+            res->text = text;
+        }
+        res->n_text += i < tok->n ? tok_decode(&d, v, tok->id[i], special, res->text + res->n_text)
+                                  : tok_decode_end(&d, res->text + res->n_text);
+    }
+    res->text[res->n_text] = 0;
+    return JOB_END_N;
+}
+
+static enum job_end job_prompt(struct job *j, const struct resident *r) {
+    enum job_end end = JOB_END_N;
+
+    if (j->n_msg > 0)
+        end = job_chat(j, r, &j->prompt);
+    else if (j->text)
+        end = job_encode(j, r->vocab, &j->prompt);
+    else {
+        j->prompt = j->tok;
+        j->tok = (struct tok_list){ 0 };
+    }
+    if (end != JOB_END_N)
+        return end;
+    if (j->prompt.n == 0)
+        return job_invalid(j, "the prompt is empty");
+
+    j->result.n_prompt = j->prompt.n < UINT32_MAX ? (uint32_t)j->prompt.n : UINT32_MAX;
+    j->result.n_available = r->n_ctx - 1;
+    return j->prompt.n < r->n_ctx ? JOB_END_N : JOB_END_CONTEXT;
+}
+
+/* The sampler, which has seen the prompt. */
+static enum job_end job_sampler(struct job *j, const struct resident *r) {
+    uint32_t n_top = j->logprobs && j->n_top == 0 ? 1 : j->n_top; /* 0 would compute none */
+    int k;
+
+    sample_merge(&j->sample, &r->defaults);
+    if (sample_check(&j->sample, &j->result.why) != 0)
+        return job_invalid(j, "a sampling parameter is out of range");
+    k = sample_new(&j->sampler, &j->sample, r->vocab, j->logprobs ? n_top : 0);
+    if (k < 0)
+        return job_no_memory(j);
+    for (size_t i = 0; i < j->prompt.n; i++)
+        sample_accept(j->sampler, j->prompt.id[i]);
+    j->result.seed = sample_seed(j->sampler);
+    return JOB_END_N;
+}
+
+static enum job_end job_work(struct job *j, const struct resident *r) {
+    enum job_end end = job_check_tokens(j, r->vocab);
+
+    if (end != JOB_END_N)
+        return end;
+    switch (j->kind) {
+    case JOB_GENERATE:
+        end = job_prompt(j, r);
+        return end == JOB_END_N ? job_sampler(j, r) : end;
+    case JOB_TOKENIZE:
+        end = job_encode(j, r->vocab, &j->result.tok);
+        break;
+    case JOB_DETOKENIZE:
+        end = job_decode(j, r->vocab, &j->tok, j->special);
+        break;
+    case JOB_RENDER:
+        end = job_chat(j, r, &j->result.tok);
+        if (end == JOB_END_N)
+            end = job_decode(j, r->vocab, &j->result.tok, true);
+        break;
+    }
+    return end == JOB_END_N ? JOB_END_STOP : end;
+}
+
+bool job_prepare(struct job *j, const struct resident *r) {
+    enum job_end end = job_halted(j), halted;
+
+    if (end == JOB_END_N)
+        end = job_work(j, r);
+    halted = job_halted(j); /* it may have come in the meantime */
+    if (halted != JOB_END_N)
+        end = halted;
+
+    j->result.end = end;
+    return end == JOB_END_N;
+}
+
+/* ---- queue ---- */
+
+void job_queue_push(struct job_queue *q, struct job *j) {
+    j->next = NULL;
+    if (q->tail)
+        q->tail->next = j;
+    else
+        q->head = j;
+    q->tail = j;
+}
+
+struct job *job_queue_pop(struct job_queue *q) {
+    struct job *j = q->head;
+
+    if (j) {
+        q->head = j->next;
+        if (!q->head)
+            q->tail = NULL;
+    }
+    return j;
+}
+
+bool job_queue_remove(struct job_queue *q, struct job *j) {
+    struct job *prev = NULL;
+
+    for (struct job *k = q->head; k; prev = k, k = k->next)
+        if (k == j) {
+            if (prev)
+                prev->next = k->next;
+            else
+                q->head = k->next;
+            if (q->tail == k)
+                q->tail = prev;
+            return true;
+        }
+    return false;
+}

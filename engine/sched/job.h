@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * job - one request on its way through the engine: what was asked, how far it is, what came out
+ *
+ * A job is made by the daemon's thread, prepared by the text thread, run by the engine thread and
+ * freed by the daemon's thread. One of them owns it at a time; a queue or the event ring hands it
+ * over. Only the fields under "control" may be touched by others.
+ *
+ * Memory:  everything a generation needs is allocated by job_prepare(); running it allocates
+ *          nothing.
+ */
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/base/auto.h"
+#include "engine/base/err.h"
+#include "engine/sched/resident.h"
+#include "engine/sched/stop.h"
+#include "engine/text/chat.h"
+#include "engine/text/sample.h"
+#include "engine/text/tok.h"
+
+typedef uint64_t usec_t;
+
+enum {
+    JOB_OUT_MAX = 16 << 20,   /* bytes of text one job may produce outside of a generation */
+    JOB_TEXT_MAX = 1024 + 16, /* bytes of text in one event */
+};
+
+enum job_kind { JOB_GENERATE, JOB_TOKENIZE, JOB_DETOKENIZE, JOB_RENDER };
+
+enum job_end {
+    JOB_END_STOP,      /* an end token or a stop string */
+    JOB_END_LENGTH,    /* max_tokens, or the context is full */
+    JOB_END_DEADLINE,  /* its own */
+    JOB_END_CANCELLED, /* by its owner */
+    JOB_END_CONTEXT,   /* the prompt does not fit */
+    JOB_END_INVALID,   /* why: what in the request */
+    JOB_END_MODEL,     /* why: there is none */
+    JOB_END_INTERNAL,  /* why */
+    JOB_END_N,         /* it goes on */
+};
+
+struct job_result {
+    enum job_end end;
+    int32_t stop_index;                      /* -1: none */
+    uint32_t n_prompt, n_token, n_available; /* tokens; n_available: a prompt may have */
+    usec_t queue_usec, prefill_usec, decode_usec;
+    uint64_t seed;
+    struct why why;
+    char *text; /* [n_text], NUL-terminated; NULL: none */
+    size_t n_text;
+    struct tok_list tok;
+};
+
+struct job {
+    uint64_t id;
+    enum job_kind kind;
+    void *userdata;
+
+    /* What was asked, copied. */
+    struct chat_message *msg; /* [n_msg], one allocation with its texts */
+    size_t n_msg;
+    char *text; /* [n_text]; NULL: none */
+    size_t n_text;
+    struct tok_list tok;
+    bool special, no_bos, thinking, no_generation, ignore_end, logprobs;
+    uint32_t max_tokens, n_top;
+    struct sample_params sample; /* with its own bias list */
+    usec_t deadline;             /* CLOCK_MONOTONIC; 0: none */
+
+    /* Control: any thread. */
+    atomic_bool halt;    /* end soon: model_step() looks at it before every layer */
+    atomic_int halt_end; /* why: enum job_end, JOB_END_N until halted; the first reason stays */
+    atomic_bool hold;    /* no more steps until it is false again */
+
+    /* Of a generation that goes on: made by job_prepare(). */
+    struct tok_list prompt;
+    struct sampler *sampler;
+    struct stop *stop;
+    usec_t submitted;
+
+    struct job_result result;
+
+    struct job *next;                  /* in the queue it is in */
+    struct job *list_prev, *list_next; /* in the list of all jobs */
+};
+
+struct job *job_free(struct job *j);
+AUTO_DEFINE(struct job *, job_free)
+
+/* Return: a job with nothing in it, or NULL. */
+struct job *job_new(enum job_kind kind);
+/* Copy parts of a request into @j. Return: 0 or -ENOMEM. */
+int job_copy_messages(struct job *j, const struct chat_message *msg, size_t n);
+int job_copy_text(struct job *j, const char *text, size_t n);
+int job_copy_tokens(struct job *j, const tok_t *tok, size_t n);
+int job_copy_sample(struct job *j, const struct sample_params *p);
+
+/* Microseconds of CLOCK_MONOTONIC. */
+usec_t job_clock(void);
+
+/* End @j for reason @end as soon as its owner looks. Any thread. */
+void job_halt(struct job *j, enum job_end end);
+/* Why it shall end, JOB_END_N: it shall not. Looks at the deadline too. */
+enum job_end job_halted(struct job *j);
+
+/**
+ * job_prepare() - all that can be done without the model: the whole of a text job, and of a
+ * generation everything up to its first step
+ *
+ * Return: true when it goes on to the engine thread; else its result is complete.
+ */
+bool job_prepare(struct job *j, const struct resident *r);
+
+/* What the engine thread has to say of a job, or of loading (job NULL); an element of its ring. */
+enum job_event_kind {
+    JOB_EVENT_PROGRESS,
+    JOB_EVENT_LOADED,
+    JOB_EVENT_LOAD_FAILED,
+    JOB_EVENT_TEXT,
+    JOB_EVENT_DONE, /* hands the job over */
+};
+struct job_event {
+    enum job_event_kind kind;
+    struct job *job;
+    uint64_t done, total;
+    enum chat_kind text_kind;
+    bool has_token;
+    uint32_t n_text;
+    struct sample_result token;
+    char text[JOB_TEXT_MAX];
+};
+
+/* A first-in first-out queue through job.next; the lock is the caller's. */
+struct job_queue {
+    struct job *head, *tail;
+};
+void job_queue_push(struct job_queue *q, struct job *j);
+struct job *job_queue_pop(struct job_queue *q); /* NULL: empty */
+/* Take @j out of @q. Return: was it there? */
+bool job_queue_remove(struct job_queue *q, struct job *j);
