@@ -91,6 +91,12 @@ struct model_row {
 int model_step(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
                const atomic_bool *stop, const float **ret_logits);
 
+/* One layer alone, for checks that feed every layer the same input.
+ * @x:          f32 [n_row][n_embd], the residual stream; the layer's output when it returns
+ * Return: 0. K and V of the rows are appended to @kv as model_step() would. */
+int model_layer(struct model *m, struct kvcache *kv, uint32_t layer, const struct model_row *row,
+                uint32_t n_row, float *x);
+
 /* Called after the named half layer with the residual stream, f32 [n_row][n_embd], and after the
  * router with probabilities [n_row][n_expert]; for moe-eval and tests. NULL: off. */
 typedef void model_trace_fn(void *arg, uint32_t layer, const char *what, const float *x,

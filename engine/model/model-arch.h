@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * model-arch - what an architecture gives model.c, and what it gets; for engine/model/ only
+ */
+
+#include "engine/model/model.h"
+
+/* A model of one architecture: its own struct begins with this. */
+struct model {
+    const struct model_arch *arch;
+    struct model_info info;
+    const struct kv_layer_shape *kv_layer; /* [info.n_layer] */
+    uint32_t n_batch, n_out;
+    model_trace_fn *trace;
+    void *trace_arg;
+};
+
+struct model_arch {
+    const char *name; /* general.architecture */
+
+    /* Return: 0, MODEL_BAD, or -errno. @opt is complete but for n_ctx. */
+    int (*new)(struct model **ret_model, const struct gguf *g, const struct kern *kern,
+               struct pool *pool, const struct model_options *opt, struct why *why);
+    struct model *(*free)(struct model *m);
+
+    /* Return: 0 or MODEL_STOPPED. */
+    int (*step)(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
+                const atomic_bool *stop, const float **ret_logits);
+    int (*layer)(struct model *m, struct kvcache *kv, uint32_t layer, const struct model_row *row,
+                 uint32_t n_row, float *x);
+};
+
+extern const struct model_arch gemma4_arch;

@@ -1,0 +1,322 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "engine/model/ops.h"
+
+#include <assert.h>
+#include <math.h>
+#include <string.h>
+
+enum {
+    OPS_STEP = 16,            /* output rows come in multiples of this, as tiers want them */
+    OPS_SERIAL = 48 * 1024,   /* bytes one core reads in about the time two barriers take */
+    OPS_ITEMS = 12,           /* items a worker, about: what is left to take is 1/12 of its share */
+    OPS_ITEM_MIN = 24 * 1024, /* bytes below which an item is not worth its bookkeeping */
+};
+
+struct ops_cursor {
+    _Alignas(128) atomic_uint next; /* may run past end */
+    uint32_t end;
+};
+
+int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, size_t n_scratch,
+             struct arena *a) {
+    *ops = (struct ops){ .kern = kern, .pool = pool, .n_worker = pool_n_worker(pool) };
+    ops->n_scratch = (n_scratch + 31) & ~(size_t)31;
+    /* arena pieces are aligned to 64, a cursor wants 128 */
+    uintptr_t at = (uintptr_t)arena_alloc(a, ops->n_worker + 1, sizeof *ops->cursor);
+    ops->cursor = (struct ops_cursor *)((at + 127) & ~(uintptr_t)127);
+    ops->scratch = arena_alloc(a, ops->n_worker, ops->n_scratch * sizeof(float));
+
+    return a->failed ? err_new(-ENOMEM) : 0;
+}
+
+float *ops_scratch(const struct ops *ops, uint32_t worker) {
+    return ops->scratch + worker * ops->n_scratch;
+}
+
+/* ---- items ---- */
+
+struct ops_run {
+    struct ops *ops;
+    ops_item_fn *fn;
+    void *arg;
+};
+
+static void run_items(void *arg, uint32_t worker, uint32_t n_worker) {
+    const struct ops_run *run = arg;
+    struct ops *ops = run->ops;
+
+    for (uint32_t i = 0; i < n_worker; i++) {
+        struct ops_cursor *c = &ops->cursor[(worker + i) % n_worker];
+
+        for (;;) {
+            if (atomic_load_explicit(&c->next, memory_order_relaxed) >= c->end)
+                break;
+            uint32_t item = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
+            if (item >= c->end || ops_stopped(ops))
+                break;
+            run->fn(run->arg, item, worker);
+        }
+    }
+}
+
+void ops_each(struct ops *ops, uint32_t n_item, size_t cost, ops_item_fn *fn, void *arg) {
+    struct ops_run run = { .ops = ops, .fn = fn, .arg = arg };
+
+    if (ops->n_worker == 1 || n_item <= 1 || cost < OPS_SERIAL / n_item) {
+        for (uint32_t i = 0; i < n_item && !ops_stopped(ops); i++)
+            fn(arg, i, 0);
+        return;
+    }
+    for (uint32_t w = 0; w < ops->n_worker; w++) {
+        uint32_t begin;
+
+        pool_slice(n_item, 1, w, ops->n_worker, &begin, &ops->cursor[w].end);
+        atomic_store_explicit(&ops->cursor[w].next, begin, memory_order_relaxed);
+    }
+    pool_run(ops->pool, run_items, &run);
+}
+
+/* ---- activations ---- */
+
+static size_t round_up(size_t n, size_t to) {
+    return (n + to - 1) / to * to;
+}
+
+void ops_act_init(struct ops_act *x, uint32_t n_row, uint32_t n_col, unsigned forms,
+                  struct arena *a) {
+    size_t n = round_up(n_col, KERN_BLOCK);
+
+    *x = (struct ops_act){ .n_row_max = n_row, .n_col_max = n_col };
+    if (forms & OPS_F32)
+        x->f = arena_alloc(a, n_row, round_up(n_col, 16) * sizeof(float));
+    if (forms & OPS_Q8) {
+        x->q = arena_alloc(a, n_row, n);
+        x->d = arena_alloc(a, n_row, n / KERN_Q8_BLOCK * sizeof(float));
+        x->s = arena_alloc(a, n_row, n / KERN_Q8_SUM * sizeof(int16_t));
+    }
+    ops_act_shape(x, n_col, forms);
+}
+
+void ops_act_shape(struct ops_act *x, uint32_t n_col, unsigned forms) {
+    assert(n_col <= x->n_col_max);
+    x->n_col = n_col;
+    x->forms = forms;
+    x->f_stride = round_up(n_col, 16);
+    x->q_stride = round_up(n_col, KERN_BLOCK);
+}
+
+float *ops_act_row(const struct ops_act *x, uint32_t row) {
+    return x->f + row * x->f_stride;
+}
+
+void ops_act_done(const struct ops *ops, const struct ops_act *x, uint32_t row) {
+    float *f = ops_act_row(x, row);
+
+    for (size_t i = x->n_col; i < x->f_stride; i++)
+        f[i] = 0;
+    if (x->forms & OPS_Q8)
+        ops->kern->quantize(f, x->n_col, x->q + row * x->q_stride,
+                            x->d + row * (x->q_stride / KERN_Q8_BLOCK),
+                            x->s + row * (x->q_stride / KERN_Q8_SUM));
+}
+
+void ops_act_copy(const struct ops_act *dst, uint32_t to, const struct ops_act *src,
+                  uint32_t from) {
+    size_t nq = src->q_stride, nd = nq / KERN_Q8_BLOCK, ns = nq / KERN_Q8_SUM;
+
+    assert(dst->n_col == src->n_col && !(dst->forms & ~src->forms));
+    if (dst->forms & OPS_F32)
+        memcpy(dst->f + to * dst->f_stride, src->f + from * src->f_stride,
+               src->f_stride * sizeof(float));
+    if (dst->forms & OPS_Q8) {
+        memcpy(dst->q + to * nq, src->q + from * nq, nq);
+        memcpy(dst->d + to * nd, src->d + from * nd, nd * sizeof(float));
+        memcpy(dst->s + to * ns, src->s + from * ns, ns * sizeof(int16_t));
+    }
+}
+
+struct kern_rows ops_act_rows(const struct ops_act *x, uint32_t first, uint32_t n) {
+    struct kern_rows r = { .n_row = n, .f_stride = x->f_stride, .q_stride = x->q_stride };
+
+    if (x->forms & OPS_F32)
+        r.f = x->f + first * x->f_stride;
+    if (x->forms & OPS_Q8) {
+        r.q = x->q + first * x->q_stride;
+        r.d = x->d + first * (x->q_stride / KERN_Q8_BLOCK);
+        r.s = x->s + first * (x->q_stride / KERN_Q8_SUM);
+    }
+
+    return r;
+}
+
+/* ---- products ---- */
+
+struct ops_products {
+    struct ops *ops;
+    const struct ops_task *task;
+    uint32_t n;
+};
+
+static bool use_blas(const struct ops *ops, const struct ops_task *t) {
+    return ops->blas && !t->no_blas && t->w.fmt <= QUANT_BF16 && t->x.n_row >= OPS_BLAS_ROWS;
+}
+
+/* Weight bytes and arithmetic of one output row, in bytes streamed: a core multiplies about four
+ * times as many int8 values as it reads bytes. */
+static size_t row_cost(const struct ops_task *t) {
+    size_t cost = t->w.stride + (size_t)t->w.n_col * t->x.n_row / 4;
+
+    return t->w2.data ? 2 * cost : cost;
+}
+
+static void mul_rows(const struct ops *ops, const struct ops_task *t, const struct ops_mat *w,
+                     uint32_t begin, uint32_t n, float *y, uint32_t worker) {
+    const struct kern *k = ops->kern;
+    const uint8_t *rows = (const uint8_t *)w->data + begin * w->stride;
+    float *scratch = ops_scratch(ops, worker);
+
+    if (!use_blas(ops, t)) {
+        kern_mul_fn *mul = ops->exact ? k->mul_exact[w->fmt] : k->mul[w->fmt];
+
+        mul(rows, w->stride, n, w->n_col, &t->x, y + begin, t->y_stride);
+    } else if (w->fmt == QUANT_F32) {
+        ops_blas_mul((const float *)(const void *)rows, w->stride / sizeof(float), n, w->n_col,
+                     t->x.f, t->x.f_stride, t->x.n_row, y + begin, t->y_stride);
+    } else {
+        assert((size_t)n * w->n_col <= ops->n_scratch);
+        for (uint32_t o = 0; o < n; o++)
+            k->decode[w->fmt](rows + o * w->stride, scratch + (size_t)o * w->n_col, w->n_col);
+        ops_blas_mul(scratch, w->n_col, n, w->n_col, t->x.f, t->x.f_stride, t->x.n_row, y + begin,
+                     t->y_stride);
+    }
+}
+
+static void mul_item(void *arg, uint32_t item, uint32_t worker) {
+    const struct ops_products *p = arg;
+    const struct kern *k = p->ops->kern;
+    uint32_t lo = 0, hi = p->n;
+
+    while (hi - lo > 1) { /* the last task whose first item is not after this one */
+        uint32_t mid = lo + (hi - lo) / 2;
+
+        if (p->task[mid].first <= item)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    const struct ops_task *t = &p->task[lo];
+    uint32_t begin = (item - t->first) * t->slab;
+    uint32_t n = t->w.n_out - begin < t->slab ? t->w.n_out - begin : t->slab;
+
+    mul_rows(p->ops, t, &t->w, begin, n, t->y, worker);
+    if (t->w2.data)
+        mul_rows(p->ops, t, &t->w2, begin, n, t->y2, worker);
+    for (uint32_t m = 0; m < t->x.n_row; m++) {
+        float *y = t->y + m * t->y_stride + begin;
+
+        if (t->w2.data)
+            k->geglu(y, t->y2 + m * t->y_stride + begin, y, n);
+        if (t->softcap > 0)
+            k->softcap(y, t->softcap, n);
+    }
+}
+
+void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n) {
+    struct ops_products p = { .ops = ops, .task = task, .n = n };
+    size_t total = 0;
+    uint32_t n_item = 0;
+
+    assert(n > 0 && n <= OPS_TASK_MAX);
+    for (uint32_t i = 0; i < n; i++)
+        total += row_cost(&task[i]) * task[i].w.n_out;
+
+    size_t want = total / ((size_t)ops->n_worker * OPS_ITEMS);
+
+    if (want < OPS_ITEM_MIN)
+        want = OPS_ITEM_MIN;
+    for (uint32_t i = 0; i < n; i++) {
+        struct ops_task *t = &task[i];
+        size_t slab = round_up(want / row_cost(t) + 1, OPS_STEP);
+
+        t->slab = (uint32_t)(slab < t->w.n_out ? slab : round_up(t->w.n_out, OPS_STEP));
+        if (use_blas(ops, t))
+            t->slab = OPS_BLAS_SLAB;
+        t->first = n_item;
+        n_item += (t->w.n_out + t->slab - 1) / t->slab;
+    }
+    ops_each(ops, n_item, total / n_item, mul_item, &p);
+}
+
+/* ---- rows and heads ---- */
+
+void ops_rope_angles(const double *freq, uint32_t n, pos_t pos, float *ret_cs) {
+    for (uint32_t i = 0; i < n; i++) {
+        double s, c;
+
+        sincos(pos * freq[i], &s, &c);
+        ret_cs[2 * i] = (float)c;
+        ret_cs[2 * i + 1] = (float)s;
+    }
+}
+
+/* Attention of one head over the keys [begin, end) of one block, merged into what earlier blocks
+ * gave: @out is the sum so far, weighed relative to the largest score @max, @sum its weight. */
+static void attend_block(const struct kern *k, enum quant_fmt fmt, const struct kv_view *view,
+                         pos_t begin, pos_t end, float *score, uint32_t head_dim, float *max,
+                         float *sum, float *out) {
+    uint32_t n = end - begin;
+    float block_max = score[0], p_max;
+
+    for (uint32_t j = 1; j < n; j++)
+        block_max = score[j] > block_max ? score[j] : block_max;
+    k->softmax(score, n);
+    p_max = score[0];
+    for (uint32_t j = 1; j < n; j++)
+        p_max = score[j] > p_max ? score[j] : p_max;
+
+    float new_max = block_max > *max ? block_max : *max;
+    float keep = *sum > 0 ? expf(*max - new_max) : 0;
+    float weight = expf(block_max - new_max) / p_max; /* the largest of a block is exp(0) / sum */
+
+    if (keep != 1)
+        for (uint32_t i = 0; i < head_dim; i++)
+            out[i] *= keep;
+    for (uint32_t j = 0; j < n; j++)
+        k->axpy[fmt](weight * score[j], view->v + (begin + j) % view->n_row * (size_t)view->stride,
+                     out, head_dim);
+    *sum = *sum * keep + weight;
+    *max = new_max;
+}
+
+void ops_attend(const struct kern *k, enum quant_fmt fmt, const struct kv_view *view, pos_t first,
+                pos_t last, const float *q, uint32_t n_head, uint32_t head_dim, float *scratch,
+                float *ret) {
+    float *score = scratch, *max = score + (size_t)n_head * OPS_ATTN_BLOCK, *sum = max + n_head;
+
+    memset(ret, 0, sizeof *ret * n_head * head_dim);
+    memset(sum, 0, sizeof *sum * n_head);
+    for (uint32_t h = 0; h < n_head; h++)
+        max[h] = -INFINITY;
+
+    for (pos_t begin = first, end; begin <= last; begin = end) {
+        end = begin - begin % OPS_ATTN_BLOCK + OPS_ATTN_BLOCK;
+        if (end > last + 1)
+            end = last + 1;
+        for (pos_t j = begin; j < end; j++) {
+            const uint8_t *row = view->k + j % view->n_row * (size_t)view->stride;
+
+            for (uint32_t h = 0; h < n_head; h++)
+                score[h * OPS_ATTN_BLOCK + (j - begin)] =
+                    k->dot[fmt](row, q + (size_t)h * head_dim, head_dim);
+        }
+        for (uint32_t h = 0; h < n_head; h++)
+            attend_block(k, fmt, view, begin, end, score + (size_t)h * OPS_ATTN_BLOCK, head_dim,
+                         &max[h], &sum[h], ret + (size_t)h * head_dim);
+    }
+    for (uint32_t h = 0; h < n_head; h++) {
+        float scale = 1 / sum[h];
+
+        for (uint32_t i = 0; i < head_dim; i++)
+            ret[(size_t)h * head_dim + i] *= scale;
+    }
+}

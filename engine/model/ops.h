@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * ops - what forward passes are written in: kernels spread over the pool, no model knowledge
+ *
+ * Work is cut into items; each worker has an even run of them and, when it is through, takes items
+ * that others have not begun. An item computes the same values whoever runs it, and how items are
+ * cut never changes a value, so results do not depend on the number of workers.
+ *
+ * Owner:   the engine thread; items run on the pool's workers.
+ * Memory:  none of its own but the caller's arena; nothing here allocates after ops_init().
+ */
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "engine/base/arena.h"
+#include "engine/hw/pool.h"
+#include "engine/kern/kern.h"
+#include "engine/kv/kvcache.h"
+
+enum {
+    OPS_BLAS_ROWS = 16,  /* rows from which on a float matrix is multiplied by OpenBLAS */
+    OPS_BLAS_SLAB = 128, /* output rows of one such call; fixed, so threads do not change results */
+    OPS_ATTN_BLOCK = 256, /* positions attention looks at together; begins at multiples of it */
+    OPS_TASK_MAX = 1032,  /* matrices of one ops_mul() */
+};
+
+struct ops_cursor; /* items of one worker not begun yet, on a cache line of its own */
+
+struct ops {
+    const struct kern *kern;
+    struct pool *pool;
+    uint32_t n_worker;
+    bool exact;              /* float activations for every format */
+    bool blas;               /* OpenBLAS may be used */
+    const atomic_bool *stop; /* set: items not begun are dropped; NULL: never */
+    struct ops_cursor *cursor;
+    float *scratch; /* [n_worker][n_scratch] */
+    size_t n_scratch;
+};
+
+/* @n_scratch: floats of scratch a worker, for the largest of what is asked of it. Return: 0 or -ENOMEM when
+ * @a does not hold it. */
+int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, size_t n_scratch,
+             struct arena *a);
+
+static inline bool ops_stopped(const struct ops *ops) {
+    return ops->stop && atomic_load_explicit(ops->stop, memory_order_relaxed);
+}
+
+/**
+ * ops_each() - run @fn for every item from 0 to @n_item - 1, in any order, on any worker
+ * @cost:       of one item, about: bytes it reads. Little work stays on the calling thread.
+ */
+typedef void ops_item_fn(void *arg, uint32_t item, uint32_t worker);
+void ops_each(struct ops *ops, uint32_t n_item, size_t cost, ops_item_fn *fn, void *arg);
+
+/* Scratch of a worker, f32 [n_scratch]. */
+float *ops_scratch(const struct ops *ops, uint32_t worker);
+
+/* ---- matrices ---- */
+
+/* y[o] = sum_i w[o][i] * x[i]; rows lie @stride bytes apart */
+struct ops_mat {
+    const void *data;
+    size_t stride;
+    uint32_t n_out, n_col;
+    enum quant_fmt fmt;
+};
+
+/* Forms of activations. */
+enum { OPS_F32 = 1, OPS_Q8 = 2 };
+
+/* The form the matrix reads; 0 for one that is not there. */
+static inline unsigned ops_form(bool exact, const struct ops_mat *m) {
+    return !m->data ? 0 : exact || m->fmt <= QUANT_BF16 ? OPS_F32 : OPS_Q8;
+}
+
+/* Rows of activations that matrices read. */
+struct ops_act {
+    float *f;  /* [n_row_max][f_stride]; NULL: never in this form */
+    int8_t *q; /* [n_row_max][q_stride]; NULL: never in this form */
+    float *d;
+    int16_t *s;
+    uint32_t n_row_max, n_col_max;
+    uint32_t n_col; /* of the rows now in it */
+    unsigned forms; /* of the rows now in it */
+    size_t f_stride, q_stride;
+};
+
+/* Lay out room for @n_row rows of @n_col elements in @forms. */
+void ops_act_init(struct ops_act *x, uint32_t n_row, uint32_t n_col, unsigned forms,
+                  struct arena *a);
+/* From now on rows have @n_col elements in @forms; what they held is lost. */
+void ops_act_shape(struct ops_act *x, uint32_t n_col, unsigned forms);
+float *ops_act_row(const struct ops_act *x, uint32_t row);
+/* Row @row of .f is complete: make its quantised form if there is to be one. */
+void ops_act_done(const struct ops *ops, const struct ops_act *x, uint32_t row);
+/* dst's row = src's row, in the forms dst has. Same n_col. */
+void ops_act_copy(const struct ops_act *dst, uint32_t to, const struct ops_act *src, uint32_t from);
+/* @n rows from @first on, as kernels take them. */
+struct kern_rows ops_act_rows(const struct ops_act *x, uint32_t first, uint32_t n);
+
+/* One product of a phase. With @w2, y = gelu(w x) * (w2 x), and @y2 is room for w2 x. */
+struct ops_task {
+    struct ops_mat w, w2; /* same shape; w2.data NULL: none */
+    struct kern_rows x;
+    float *y, *y2; /* [x.n_row][y_stride] */
+    size_t y_stride;
+    float softcap; /* y = softcap * tanh(y / softcap); 0: none */
+    bool no_blas;
+    uint32_t slab, first; /* set by ops_mul(): output rows an item, number of its first item */
+};
+
+/* All products of @task at once; they may share inputs, not outputs. @n <= OPS_TASK_MAX */
+void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n);
+
+/* ---- rows and heads ---- */
+
+/* Angles of one position, [n][2] = cos, sin of pos * freq[i]. In double: at position 262143 a float
+ * product would be off by 0.02 rad. */
+void ops_rope_angles(const double *freq, uint32_t n, pos_t pos, float *ret_cs);
+
+/* out[h] = sum_j softmax_j(q[h] . k[j]) v[j] over j in [first, last]
+ * @q, @ret:    f32 [n_head][head_dim], heads that share the K and V of @view
+ * @scratch:    ops_attend_scratch() floats */
+void ops_attend(const struct kern *k, enum quant_fmt fmt, const struct kv_view *view, pos_t first,
+                pos_t last, const float *q, uint32_t n_head, uint32_t head_dim, float *scratch,
+                float *ret);
+static inline size_t ops_attend_scratch(uint32_t n_head) {
+    return (size_t)n_head * OPS_ATTN_BLOCK + 2 * (size_t)n_head;
+}
+
+/* ---- OpenBLAS, or its absence: ops-blas.c or ops-blas-fallback.c ---- */
+
+bool ops_blas_present(void);
+void ops_blas_init(void); /* one thread a call: the pool is the threads */
+/* y[m][o] = sum_k w[o][k] x[m][k], o < n_out */
+void ops_blas_mul(const float *w, size_t w_stride, uint32_t n_out, uint32_t n_col, const float *x,
+                  size_t x_stride, uint32_t n_row, float *y, size_t y_stride);
