@@ -829,6 +829,8 @@ static int gemma4_forward(struct model *m, struct kvcache *kv, const struct mode
 
     begin(g, kv, row, n_row, stop);
     ops_each(&g->ops, n_row, g->conf.n_embd * sizeof(float), embed, g);
+    g->i_layer = 0;
+    trace(g, "embd", g->x, g->conf.n_embd);
     for (uint32_t i = 0; i < g->conf.n_layer; i++) {
         r = run_layer(g, i);
         if (r != 0)

@@ -97,8 +97,9 @@ int model_step(struct model *m, struct kvcache *kv, const struct model_row *row,
 int model_layer(struct model *m, struct kvcache *kv, uint32_t layer, const struct model_row *row,
                 uint32_t n_row, float *x);
 
-/* Called after the named half layer with the residual stream, f32 [n_row][n_embd], and after the
- * router with probabilities [n_row][n_expert]; for moe-eval and tests. NULL: off. */
+/* Called with the residual stream, f32 [n_row][n_embd], before the first layer ("embd") and after
+ * each half of a layer ("attn", "out"), and after the router with probabilities [n_row][n_expert]
+ * ("probs"); for moe-eval and tests. NULL: off. */
 typedef void model_trace_fn(void *arg, uint32_t layer, const char *what, const float *x,
                             uint32_t n_row, uint32_t n_col);
 void model_trace(struct model *m, model_trace_fn *fn, void *arg);
