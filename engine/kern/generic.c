@@ -400,7 +400,7 @@ static void softmax(float *x, size_t n) {
         x[i] = max > -INFINITY ? expf(x[i] - max) : 0;
         sum += (double)x[i];
     }
-    inverse = sum > 0 ? (float)(1 / sum) : 0;
+    inverse = sum == 0 ? 0 : (float)(1 / sum); /* a NaN must show */
     for (size_t i = 0; i < n; i++)
         x[i] *= inverse;
 }
