@@ -151,18 +151,18 @@ int wire_scan(struct wire_scan *s, const void *buf, size_t n, size_t *ret_len) {
 
 /* RFC 3629: no overlong forms, no surrogates, nothing above U+10FFFF. */
 static bool utf8_ok(const char *s, size_t n) {
-    const uint8_t *p = (const uint8_t *)s, *end = p + n;
+    const uint8_t *p = (const uint8_t *)s;
 
-    while (p < end) {
-        uint8_t c = *p++, lo = 0x80, hi = 0xbf;
+    for (size_t i = 0; i < n;) {
+        uint8_t c = p[i++], lo = 0x80, hi = 0xbf;
         int more = c < 0x80 ? 0 : c < 0xc2 ? -1 : c < 0xe0 ? 1 : c < 0xf0 ? 2 : c < 0xf5 ? 3 : -1;
 
-        if (more < 0 || end - p < more)
+        if (more < 0 || n - i < (size_t)more)
             return false;
         lo = c == 0xe0 ? 0xa0 : c == 0xf0 ? 0x90 : lo;
         hi = c == 0xed ? 0x9f : c == 0xf4 ? 0x8f : hi;
-        for (int i = 0; i < more; i++, lo = 0x80, hi = 0xbf)
-            if (*p < lo || *p++ > hi)
+        for (int k = 0; k < more; k++, lo = 0x80, hi = 0xbf)
+            if (p[i] < lo || p[i++] > hi)
                 return false;
     }
 

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * client - what the sources of libmoe share
+ *
+ * Owner:  the thread that uses the connection.
+ * Memory: the read side holds one frame at most and what one recv() brought after it; the write
+ *         side refuses more calls once a frame's limit of bytes waits to be sent.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <msgpack.h>
+
+#include "client/moe.h"
+#include "client/wire.h"
+
+/* Bytes in flight: [from, to) of @p. */
+struct client_buf {
+    char *p;
+    size_t from, to, size;
+    bool failed; /* a write was lost for want of memory, and so the rest of its frame */
+};
+
+struct client_call {
+    uint32_t id;
+    moe_reply_fn reply;
+    moe_notify_fn notify;
+    void *userdata;
+    uint64_t deadline; /* CLOCK_MONOTONIC, microseconds; MOE_FOREVER */
+    bool given_up;     /* has had its reply; the number stays taken until the answer comes */
+};
+
+/* An answer that outlives its frame, for the *_wait() functions. */
+struct client_kept {
+    msgpack_sbuffer bytes;
+    msgpack_unpacked decoded;
+    struct moe_error error;
+    struct moe_result result;
+    bool failed; /* error is what the caller gets */
+};
+
+struct moe {
+    int fd;
+    int over;  /* the negative errno that ended the connection, or 0 */
+    bool busy; /* in moe_process(): callbacks must not come back */
+    bool deaf; /* the service takes nothing any more; it may still have something to say */
+    struct client_buf in, out;
+    struct wire_scan scan;
+    struct client_call calls[WIRE_OUTSTANDING_MAX];
+    size_t n_call;
+    uint32_t last_id;
+    moe_notify_fn notify;
+    void *notify_userdata;
+    const msgpack_object *answer; /* while a reply callback runs: the map it came from */
+    struct moe_error said;        /* the rpc.error that came before a hang-up; code 0: none */
+    char said_name[32], said_message[256];
+    struct client_kept kept;
+};
+
+struct moe_map {
+    msgpack_sbuffer bytes; /* the pairs, without a header: others may be put beside them */
+    msgpack_packer packer;
+    int error;
+    size_t depth;
+    struct {
+        size_t at; /* of the count to be filled in; level 0 has none */
+        uint32_t n;
+        bool is_map;
+    } level[WIRE_DEPTH_MAX];
+    bool int_key; /* the next value's key is written already */
+};
+
+/* moe_call() with the pairs of two maps, either of which may be NULL. */
+int client_call2(struct moe *m, const char *method, const struct moe_map *a,
+                 const struct moe_map *b, moe_reply_fn reply, moe_notify_fn notify, void *userdata,
+                 uint32_t *ret_id);
+
+/* Run the loop until @done; on a signal give the call @id up. Return: 0, -EINTR, … */
+int client_run(struct moe *m, const bool *done, uint32_t id);
+
+/* From a reply callback: keep result or error for the caller of a *_wait() function. */
+int client_keep(struct moe *m, const struct moe_error *error);
+const struct moe_value *client_kept_value(const struct moe *m);
+
+/* Send what can be sent now. */
+void client_flush(struct moe *m);
+
+/* End each str in @o in a NUL. It overwrites the byte after it, which must be writable
+ * and is the header of the next value, if any: decoded already, and not needed again. */
+void client_terminate(const msgpack_object *o);

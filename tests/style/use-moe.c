@@ -1,0 +1,18 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Compiled as C99 and as C++, both pedantic: what a stranger's program may be. */
+#include "client/moe.h"
+
+int main(void) {
+    struct moe_generate g = MOE_GENERATE_INIT;
+    const struct moe_result *result;
+    struct moe *m;
+
+    g.prompt = "Once upon a time";
+    if (moe_open(&m, NULL) < 0)
+        return 1;
+    if (moe_generate_wait(m, &g, &result) < 0)
+        return moe_last_error(m) != NULL;
+
+    return moe_close(m) != NULL;
+}
