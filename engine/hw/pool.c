@@ -17,7 +17,7 @@
 
 enum {
     LINE = 128,        /* two cache lines: the prefetcher of x86 fetches pairs */
-    SPIN_NSEC = 20000, /* longest wait that spins: what a futex round trip costs */
+    SPIN_NSEC = 10000, /* longest wait that spins: about what a futex round trip costs */
     SPIN_BATCH = 16,   /* pauses between looks at the clock */
     CPU_MAX = 8192,
 };

@@ -28,6 +28,9 @@ typedef void pool_fn(void *arg, uint32_t worker, uint32_t n_worker);
  * @topo:       which CPUs to pin to, borrowed for the call
  * @n_worker:   workers including the caller, >= 1; 0 takes one per usable core
  *
+ * Workers are pinned, one a CPU, unless there is only one, or more than CPUs: those float. Signals
+ * are blocked in all but the caller.
+ *
  * Return: 0 or -errno. Pinning that the kernel refuses is no failure.
  */
 int pool_new(struct pool **ret_pool, const struct topo *topo, uint32_t n_worker);
@@ -36,7 +39,8 @@ AUTO_DEFINE(struct pool *, pool_free)
 
 uint32_t pool_n_worker(const struct pool *p);
 
-/* Pin the calling thread as worker 0; call once from the thread that will call pool_run(). */
+/* Pin the calling thread as worker 0; call once from the thread that will call pool_run(). Threads
+ * it makes afterwards inherit that. */
 void pool_adopt(struct pool *p);
 
 /* Run @fn on all workers; returns when every one has returned. */

@@ -56,7 +56,6 @@ static void test_bad_sizes(void **state) {
     assert_true(ring_new(&r, 0, 4) < 0);
     assert_true(ring_new(&r, 4, 0) < 0);
     assert_true(ring_new(&r, UINT32_MAX, 4) < 0);
-    assert_true(ring_new(&r, 2, SIZE_MAX / 2 + 1) < 0);
     assert_null(r);
     assert_null(ring_free(NULL));
 }

@@ -1,0 +1,295 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <malloc.h>
+#include <pthread.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/hw/pool.h"
+
+enum { N_MAX = 9 };
+
+static double now_sec(int clock) {
+    struct timespec t;
+
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Plain memory on purpose: what a phase wrote must be visible to the caller, and what the caller
+ * wrote to the phase, without more. */
+struct count {
+    uint64_t run[N_MAX][16]; /* a cache line a worker */
+    uint64_t round;          /* written by the caller between phases */
+    uint64_t seen[N_MAX][16];
+    uint32_t n_worker;
+};
+
+static void count_up(void *arg, uint32_t worker, uint32_t n_worker) {
+    struct count *c = arg;
+
+    c->run[worker][0]++;
+    c->seen[worker][0] = c->round;
+    if (worker == 0)
+        c->n_worker = n_worker;
+}
+
+static struct pool *pool_of(uint32_t n_worker) {
+    AUTO(topo_free) struct topo *t = NULL;
+    struct pool *p = NULL;
+
+    assert_int_equal(topo_new(&t), 0);
+    assert_int_equal(pool_new(&p, t, n_worker), 0);
+    return p;
+}
+
+/* Every phase runs once on every worker, whatever their number, and ends before pool_run() does. */
+static void test_every_worker_once(void **state) {
+    (void)state;
+    for (uint32_t n = 1; n <= N_MAX; n++) {
+        AUTO(pool_free) struct pool *p = pool_of(n);
+        struct count c = { 0 };
+
+        assert_int_equal(pool_n_worker(p), n);
+        for (c.round = 1; c.round <= 2000; c.round++) {
+            pool_run(p, count_up, &c);
+            assert_int_equal(c.n_worker, n);
+            for (uint32_t w = 0; w < N_MAX; w++) {
+                assert_int_equal(c.run[w][0], w < n ? c.round : 0);
+                assert_int_equal(c.seen[w][0], w < n ? c.round : 0);
+            }
+        }
+    }
+}
+
+static void test_default_is_one_a_core(void **state) {
+    AUTO(topo_free) struct topo *t = NULL;
+    AUTO(pool_free) struct pool *p = NULL;
+
+    (void)state;
+    assert_int_equal(topo_new(&t), 0);
+    assert_int_equal(pool_new(&p, t, 0), 0);
+    assert_int_equal(pool_n_worker(p), topo_n_worker(t));
+    assert_null(pool_free(NULL));
+}
+
+static void nap(void) {
+    nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
+}
+
+static void nap_if_odd(void *arg, uint32_t worker, uint32_t n_worker) {
+    count_up(arg, worker, n_worker);
+    if (worker % 2)
+        nap();
+}
+
+static void nap_if_even(void *arg, uint32_t worker, uint32_t n_worker) {
+    count_up(arg, worker, n_worker);
+    if (worker % 2 == 0)
+        nap();
+}
+
+/* Waits long enough to end up on the futex, on either side, and the wake comes. */
+static void test_sleepers_wake(void **state) {
+    AUTO(pool_free) struct pool *p = pool_of(4);
+    struct count c = { 0 };
+
+    (void)state;
+    for (uint32_t i = 0; i < 30; i++) {
+        pool_run(p, nap_if_odd, &c);
+        pool_run(p, nap_if_even, &c);
+        nap();
+    }
+    for (uint32_t w = 0; w < 4; w++)
+        assert_int_equal(c.run[w][0], 60);
+}
+
+/* Who waits, for work or for the others' end, gives its CPU away after microseconds. */
+static void test_waiting_costs_nothing(void **state) {
+    AUTO(pool_free) struct pool *p = pool_of(2);
+    struct count c = { 0 };
+    double cpu = now_sec(CLOCK_PROCESS_CPUTIME_ID);
+
+    (void)state;
+    for (int i = 0; i < 50; i++) {
+        pool_run(p, nap_if_odd, &c);
+        pool_run(p, nap_if_even, &c);
+        nap();
+    }
+    assert_true(now_sec(CLOCK_PROCESS_CPUTIME_ID) - cpu < 0.05); /* 2 threads waited 0.2 s each */
+}
+
+/* Signals of the process are for its other threads. */
+static void test_workers_take_no_signal(void **state) {
+    AUTO(pool_free) struct pool *p = NULL;
+    sigset_t usr1, old, pending;
+    int sig;
+
+    (void)state;
+    sigemptyset(&usr1);
+    sigaddset(&usr1, SIGUSR1);
+    p = pool_of(3);
+    pthread_sigmask(SIG_BLOCK, &usr1, &old);
+    kill(getpid(), SIGUSR1); /* a worker that took it would end the test */
+    nap();
+    sigpending(&pending);
+    assert_int_equal(sigismember(&pending, SIGUSR1), 1);
+    assert_int_equal(sigwait(&usr1, &sig), 0);
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+static void test_allocates_nothing(void **state) {
+    AUTO(pool_free) struct pool *p = pool_of(3);
+    struct count c = { 0 };
+    size_t before;
+
+    (void)state;
+    pool_run(p, count_up, &c);
+    before = mallinfo2().uordblks;
+    for (int i = 0; i < 1000; i++)
+        pool_run(p, count_up, &c);
+    assert_int_equal(mallinfo2().uordblks, before);
+}
+
+struct where {
+    int n_cpu[N_MAX], cpu[N_MAX];
+};
+
+static void note_affinity(void *arg, uint32_t worker, uint32_t n_worker) {
+    struct where *w = arg;
+    cpu_set_t set;
+
+    (void)n_worker;
+    (void)sched_getaffinity(0, sizeof set, &set);
+    w->n_cpu[worker] = CPU_COUNT(&set);
+    w->cpu[worker] = sched_getcpu();
+}
+
+/* As many workers as CPUs have one each; more float, and so does a single one. */
+static void test_pinning(void **state) {
+    AUTO(topo_free) struct topo *t = NULL;
+    cpu_set_t all;
+
+    (void)state;
+    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+    assert_int_equal(topo_new(&t), 0);
+    for (uint32_t n = 1; n <= N_MAX; n++) {
+        AUTO(pool_free) struct pool *p = NULL;
+        struct where w = { 0 };
+
+        assert_int_equal(pool_new(&p, t, n), 0);
+        pool_adopt(p);
+        pool_run(p, note_affinity, &w);
+        assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
+        for (uint32_t i = 0; i < n; i++) {
+            bool pinned = n > 1 && n <= t->n_cpu;
+
+            assert_int_equal(w.n_cpu[i], pinned ? 1 : CPU_COUNT(&all));
+            if (pinned)
+                assert_int_equal(w.cpu[i], t->cpu[i].os);
+        }
+    }
+}
+
+struct hog {
+    pthread_t thread;
+    clockid_t clock;
+    uint32_t os;
+};
+static atomic_bool hog_stop;
+
+static void *hog_main(void *arg) {
+    struct hog *h = arg;
+    cpu_set_t set;
+
+    CPU_ZERO(&set);
+    CPU_SET(h->os, &set);
+    (void)sched_setaffinity(0, sizeof set, &set);
+    while (!atomic_load_explicit(&hog_stop, memory_order_relaxed))
+        ;
+    return NULL;
+}
+
+/* CPU time of this process without its hogs'. */
+static double pool_cpu_sec(const struct hog *hog) {
+    return now_sec(CLOCK_PROCESS_CPUTIME_ID) - now_sec(hog[0].clock) - now_sec(hog[1].clock);
+}
+
+static void work(void *arg, uint32_t worker, uint32_t n_worker) {
+    volatile uint32_t x = 1;
+
+    count_up(arg, worker, n_worker);
+    for (int i = 0; i < 20000; i++)
+        x = x * 3 + 1;
+}
+
+/* Each worker shares its CPU with a hog: the phases end all the same, and for about the CPU time of
+ * the work itself. How long the hogs keep us waiting is the kernel's business. */
+static void test_hogs(void **state) {
+    AUTO(topo_free) struct topo *t = NULL;
+    AUTO(pool_free) struct pool *p = NULL;
+    enum { N_PHASE = 400 };
+    struct count c = { 0 };
+    struct hog hog[2];
+    cpu_set_t all;
+    double alone, cpu;
+
+    (void)state;
+    alone = now_sec(CLOCK_THREAD_CPUTIME_ID);
+    for (int i = 0; i < 2 * N_PHASE; i++)
+        work(&c, 0, 1);
+    alone = now_sec(CLOCK_THREAD_CPUTIME_ID) - alone;
+
+    assert_int_equal(sched_getaffinity(0, sizeof all, &all), 0);
+    assert_int_equal(topo_new(&t), 0);
+    assert_int_equal(pool_new(&p, t, 2), 0);
+    atomic_store(&hog_stop, false);
+    for (uint32_t i = 0; i < 2; i++) {
+        hog[i].os = t->cpu[i % t->n_cpu].os;
+        assert_int_equal(pthread_create(&hog[i].thread, NULL, hog_main, &hog[i]), 0);
+        assert_int_equal(pthread_getcpuclockid(hog[i].thread, &hog[i].clock), 0);
+    }
+    pool_adopt(p);
+    nap();
+
+    memset(&c, 0, sizeof c);
+    cpu = pool_cpu_sec(hog);
+    for (int i = 0; i < N_PHASE; i++)
+        pool_run(p, work, &c);
+    cpu = pool_cpu_sec(hog) - cpu;
+
+    atomic_store(&hog_stop, true);
+    for (int i = 0; i < 2; i++)
+        pthread_join(hog[i].thread, NULL);
+    assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
+    assert_int_equal(c.run[0][0], N_PHASE);
+    assert_int_equal(c.run[1][0], N_PHASE);
+    if (cpu > 5 * alone)
+        fail_msg("%.3f s of CPU time for %.3f s of work", cpu, alone);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_every_worker_once),
+        cmocka_unit_test(test_default_is_one_a_core),
+        cmocka_unit_test(test_sleepers_wake),
+        cmocka_unit_test(test_waiting_costs_nothing),
+        cmocka_unit_test(test_workers_take_no_signal),
+        cmocka_unit_test(test_allocates_nothing),
+        cmocka_unit_test(test_pinning),
+        cmocka_unit_test(test_hogs),
+    };
+
+    return cmocka_run_group_tests_name("pool", tests, NULL, NULL);
+}
