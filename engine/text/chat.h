@@ -5,7 +5,8 @@
  * chat - the Gemma 4 turn format, written natively; a template from a file is never executed
  *
  * Rendering goes straight to tokens: markers are ids, message text is encoded as plain text, so a
- * message can not contain a marker. Parsing of the answer works on ids for the same reason.
+ * message can not contain a marker. Answers in a row are one turn. Parsing of the answer works on
+ * ids for the same reason.
  *
  * Source: the official chat template of Gemma 4, thinking and system turns; tools are not rendered.
  */
@@ -25,7 +26,7 @@ struct chat_message {
 enum {
     CHAT__OK,
 
-    CHAT_NO_FORMAT, /* the vocabulary has no turn markers: only raw prompts work */
+    CHAT_NO_FORMAT, /* no turn markers: only raw prompts work; or no marker to ask for thinking */
     CHAT_BAD_ROLE,  /* @why names it */
 };
 

@@ -22,11 +22,11 @@
 #include "engine/fmt/gguf.h"
 #include "engine/text/vocab.h"
 
-enum { SAMPLE_TOP_MAX = 20, SAMPLE_BIAS_MAX = 1024 };
+enum { SAMPLE_TOP_MAX = 20, SAMPLE_BIAS_MAX = 1024, SAMPLE_LAST_N_MAX = 1 << 16 };
 
 struct sample_bias {
     tok_t id;
-    float bias; /* added to the logit; -INFINITY forbids */
+    float bias; /* added to the logit; -INFINITY forbids. Ids beyond the vocabulary do nothing. */
 };
 
 /* What a request may set; a field counts only when its bit is in @has, else the model's default. */
@@ -51,7 +51,7 @@ struct sample_params {
     float repeat;      /* > 0; 1: off. Logits of tokens seen are divided (positive) or multiplied */
     float frequency;   /* subtracted once per occurrence */
     float presence;    /* subtracted once */
-    uint32_t last_n;   /* tokens the penalties look back on */
+    uint32_t last_n;   /* tokens the penalties look back on, up to SAMPLE_LAST_N_MAX; 0: none */
     uint64_t seed;     /* absent: drawn from the system, and reported */
     struct sample_bias *bias; /* [n_bias], borrowed; copied by sample_new() */
     uint32_t n_bias;
@@ -84,8 +84,15 @@ struct sample_result {
     struct sample_logprob top[SAMPLE_TOP_MAX];
 };
 
+struct sample_rng {
+    uint64_t s[4];
+};
+void sample_rng_seed(struct sample_rng *rng, uint64_t seed);
+uint64_t sample_rng_next(struct sample_rng *rng);
+
 struct sampler;
-/* @p: complete (merged and checked)   @n_top: 0 to SAMPLE_TOP_MAX. Allocates all it will need. */
+/* @p: complete (merged and checked)   @v: must outlive the sampler
+ * @n_top: 0 to SAMPLE_TOP_MAX. Allocates all it will need. Return: 0 or -errno. */
 int sample_new(struct sampler **ret_s, const struct sample_params *p, const struct vocab *v,
                uint32_t n_top);
 struct sampler *sample_free(struct sampler *s);
@@ -94,6 +101,7 @@ AUTO_DEFINE(struct sampler *, sample_free)
 uint64_t sample_seed(const struct sampler *s);
 /* Count @id (of the prompt or generated) for the penalties. */
 void sample_accept(struct sampler *s, tok_t id);
-/* @logits: f32 [n_vocab], finite or -INFINITY; not changed. Logprobs are computed only when n_top
- * was asked for. Does not accept. */
+/* @logits: f32 [n_vocab]; not changed. NaN counts as -INFINITY; when every token is forbidden, the
+ * answer is the end of text. Logprobs are computed only when n_top was asked for, else they are 0.
+ * Does not accept. */
 void sample_next(struct sampler *s, const float *logits, struct sample_result *ret);
