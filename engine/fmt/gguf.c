@@ -532,7 +532,7 @@ static int read_head(struct reader *r, uint64_t *ret_n_tensor, uint64_t *ret_n_m
     (void)get32(r, &version);
     (void)get64(r, ret_n_tensor);
     (void)get64(r, ret_n_meta);
-    if ((version & 0xffff) == 0)
+    if (version && (version & 0xffff) == 0)
         return bad(r, "is a big-endian GGUF file");
     if (version != 2 && version != 3)
         return bad(r, "is GGUF version %" PRIu32 ", not 2 or 3", version);
