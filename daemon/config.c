@@ -1,0 +1,414 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <ctype.h>
+#include <dirent.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/config.h"
+#include "engine/base/utf8.h"
+
+enum config_type {
+    CONFIG_STR,
+    CONFIG_PATH, /* absolute, or made so from the working directory by the command line */
+    CONFIG_BOOL,
+    CONFIG_UINT,
+    CONFIG_SIZE, /* bytes; K, M, G, T are powers of 1024 */
+    CONFIG_ENUM, /* one of .words; the value is its index */
+};
+
+struct config_key {
+    const char *name;
+    enum config_type type;
+    size_t offset;
+    uint64_t min, max;
+    const char *def; /* "" for strings: not set */
+    const char *words[4];
+    const char *doc;
+};
+
+#define AT(field_) offsetof(struct config, field_)
+
+/* clang-format off */
+static const struct config_key keys[] = {
+    /* name               type         where                min max        default, words, meaning */
+    { "batch",            CONFIG_UINT, AT(batch),           0, 4096,       "0", { NULL },
+      "prompt tokens of one step; 0: 128" },
+    { "context",          CONFIG_UINT, AT(context),         0, 1 << 20,    "0", { NULL },
+      "tokens of context; 0: what the model was trained for, as far as kv-bytes holds it" },
+    { "default-model",    CONFIG_STR,  AT(default_model),   0, 255,        "", { NULL },
+      "id of the model that is meant when none is named; unset: the first by name" },
+    { "exact",            CONFIG_BOOL, AT(exact),           0, 1,          "no", { NULL },
+      "float activations everywhere: slower, for comparisons" },
+    { "kv-bytes",         CONFIG_SIZE, AT(kv_bytes),        0, 1ull << 50, "0", { NULL },
+      "bound of the K/V cache; 0: a quarter of the memory" },
+    { "kv-type",          CONFIG_ENUM, AT(kv_type),         0, 0,          "f16", { "f16", "f32" },
+      "format of the K/V cache" },
+    { "log",              CONFIG_STR,  AT(log),             0, 255,        "", { NULL },
+      "levels as in $MOE_LOG, which wins: 6, or rpc:7,models:7; read at start only" },
+    { "max-connections",  CONFIG_UINT, AT(max_connections), 1, 65536,      "256", { NULL },
+      "connections of all users together" },
+    { "model",            CONFIG_PATH, AT(model),           0, 4095,       "", { NULL },
+      "serve this one file, and no folder" },
+    { "model-dir",        CONFIG_PATH, AT(model_dir),       0, 4095,       "/var/lib/moed/models", { NULL },
+      "serve the *.gguf files of this folder" },
+    { "preload",          CONFIG_BOOL, AT(preload),         0, 1,          "yes", { NULL },
+      "load the default model at start, not at the first request" },
+    { "queue",            CONFIG_UINT, AT(queue),           1, 4096,       "64", { NULL },
+      "requests that may wait for the engine" },
+    { "stall-timeout",    CONFIG_UINT, AT(stall_timeout),   1, 86400,      "30", { NULL },
+      "seconds a client may leave a full stream unread while others wait for the engine" },
+    { "threads",          CONFIG_UINT, AT(threads),         0, 1024,       "0", { NULL },
+      "worker threads; 0: one a usable core" },
+};
+/* clang-format on */
+
+enum { N_KEY = sizeof keys / sizeof keys[0], N_SUFFIX = 4, LINE_MAX_BYTES = 8192 };
+_Static_assert(sizeof keys / sizeof keys[0] <= (size_t)CONFIG_KEY_MAX,
+               "struct config has no room for where a key comes from");
+
+static const char *const type_names[] = {
+    [CONFIG_STR] = "string",  [CONFIG_PATH] = "path", [CONFIG_BOOL] = "yes or no",
+    [CONFIG_UINT] = "number", [CONFIG_SIZE] = "size", [CONFIG_ENUM] = "word",
+};
+
+static void *field(struct config *c, const struct config_key *k) {
+    return (char *)c + k->offset;
+}
+
+static int set_string(struct config *c, const struct config_key *k, const char *v,
+                      struct why *why) {
+    char **to = field(c, k);
+    char *s = NULL;
+
+    if (strlen(v) > k->max)
+        return why_set(why, CONFIG_BAD, "%s: longer than %" PRIu64 " bytes", k->name, k->max);
+    if (k->type == CONFIG_PATH && *v && *v != '/')
+        return why_set(why, CONFIG_BAD, "%s: '%s' is not an absolute path", k->name, v);
+    if (!utf8_valid(v, strlen(v)))
+        return why_set(why, CONFIG_BAD, "%s: not valid UTF-8", k->name);
+    if (*v && !(s = strdup(v)))
+        return err_new(-ENOMEM);
+
+    free(*to);
+    *to = s;
+    return 0;
+}
+
+static int set_number(struct config *c, const struct config_key *k, const char *v,
+                      struct why *why) {
+    static const char suffix[N_SUFFIX] = "KMGT";
+    uint64_t *to = field(c, k);
+    unsigned long long n;
+    const char *s;
+    char *end;
+
+    errno = 0;
+    n = strtoull(v, &end, 10);
+    if (!isdigit((unsigned char)*v) || errno)
+        return why_set(why, CONFIG_BAD, "%s: '%s' is not a number", k->name, v);
+    if (k->type == CONFIG_SIZE && *end && (s = memchr(suffix, *end, N_SUFFIX))) {
+        unsigned shift = 10 * (unsigned)(s - suffix + 1);
+
+        n = n > UINT64_MAX >> shift ? UINT64_MAX : n << shift;
+        end++;
+    }
+    if (*end)
+        return why_set(why, CONFIG_BAD, "%s: '%s' is not a %s", k->name, v, type_names[k->type]);
+    if (n < k->min || n > k->max)
+        return why_set(why, CONFIG_BAD, "%s: %s is not within %" PRIu64 " to %" PRIu64, k->name, v,
+                       k->min, k->max);
+
+    *to = n;
+    return 0;
+}
+
+static int set_word(struct config *c, const struct config_key *k, const char *v, struct why *why) {
+    for (uint64_t i = 0; k->words[i]; i++)
+        if (strcmp(k->words[i], v) == 0) {
+            *(uint64_t *)field(c, k) = i;
+            return 0;
+        }
+
+    return why_set(why, CONFIG_BAD, "%s: '%s' is none of %s, %s", k->name, v, k->words[0],
+                   k->words[1]);
+}
+
+static int set_bool(struct config *c, const struct config_key *k, const char *v, struct why *why) {
+    static const char *const words[] = { "no", "yes", "false", "true", "off", "on", "0", "1" };
+
+    for (size_t i = 0; i < sizeof words / sizeof words[0]; i++)
+        if (strcasecmp(words[i], v) == 0) {
+            *(bool *)field(c, k) = i & 1;
+            return 0;
+        }
+
+    return why_set(why, CONFIG_BAD, "%s: '%s' is neither yes nor no", k->name, v);
+}
+
+static int set_value(struct config *c, const struct config_key *k, const char *v, struct why *why) {
+    if (!*v)
+        v = k->def;
+
+    switch (k->type) {
+    case CONFIG_STR:
+    case CONFIG_PATH:
+        return set_string(c, k, v, why);
+    case CONFIG_BOOL:
+        return set_bool(c, k, v, why);
+    case CONFIG_ENUM:
+        return set_word(c, k, v, why);
+    case CONFIG_UINT:
+    case CONFIG_SIZE:
+        return set_number(c, k, v, why);
+    }
+
+    return 0;
+}
+
+static int set_key(struct config *c, const char *name, const char *value, const char *from,
+                   struct why *why) {
+    char *s;
+    int r;
+
+    for (size_t i = 0; i < N_KEY; i++) {
+        if (strcmp(keys[i].name, name) != 0)
+            continue;
+        r = set_value(c, &keys[i], value, why);
+        if (r)
+            return err_up(r);
+        s = strdup(from);
+        if (!s)
+            return err_new(-ENOMEM);
+        free(c->from[i]);
+        c->from[i] = s;
+        return 0;
+    }
+
+    return why_set(why, CONFIG_BAD, "%s: no such key", name);
+}
+
+static char *trim(char *s) {
+    size_t n;
+
+    s += strspn(s, " \t\r\n");
+    for (n = strlen(s); n > 0 && strchr(" \t\r\n", s[n - 1]); n--)
+        ;
+    s[n] = '\0';
+    return s;
+}
+
+/* One line, without its comment. @from: "file:line". */
+static int read_line(struct config *c, char *line, const char *from, struct why *why) {
+    char *key = trim(line), *eq;
+    struct why inner = { 0 };
+    int r;
+
+    if (!*key || *key == '#' || *key == ';')
+        return 0;
+    eq = strchr(key, '=');
+    if (!eq)
+        return why_set(why, CONFIG_BAD, "%s: '%.40s' is no \"key = value\"", from, key);
+
+    *eq = '\0';
+    r = set_key(c, trim(key), trim(eq + 1), from, &inner);
+    if (r > 0)
+        return why_set(why, CONFIG_BAD, "%s: %.150s", from, inner.text);
+    return err_up(r);
+}
+
+static int read_file(struct config *c, const char *path, bool must, struct why *why) {
+    char line[LINE_MAX_BYTES], from[4200];
+    FILE *f = fopen(path, "re");
+    unsigned n = 0;
+    int r = 0;
+
+    if (!f)
+        return errno == ENOENT && !must ? 0 : why_set(why, CONFIG_BAD, "%s: cannot read: %m", path);
+
+    while (r == 0 && fgets(line, sizeof line, f)) {
+        (void)snprintf(from, sizeof from, "%s:%u", path, ++n);
+        if (strlen(line) == sizeof line - 1)
+            r = why_set(why, CONFIG_BAD, "%s: line longer than %zu bytes", from, sizeof line - 2);
+        else
+            r = read_line(c, line, from, why);
+    }
+    if (r == 0 && ferror(f))
+        r = why_set(why, CONFIG_BAD, "%s: cannot read: %m", path);
+
+    (void)fclose(f);
+    return err_up(r);
+}
+
+/* ---- drop-ins ---- */
+
+enum { DROPIN_MAX = 256 };
+
+struct dropins {
+    struct dropin {
+        char *path;
+        const char *name; /* in path */
+    } at[DROPIN_MAX];
+    size_t n;
+};
+
+static void dropins_free(struct dropins *d) {
+    for (size_t i = 0; i < d->n; i++)
+        free(d->at[i].path);
+    free(d);
+}
+
+static int dropin_cmp(const void *a, const void *b) {
+    return strcmp(((const struct dropin *)a)->name, ((const struct dropin *)b)->name);
+}
+
+static int dropins_add(struct dropins *d, const char *dir, const char *name, struct why *why) {
+    struct dropin *new = &d->at[d->n];
+
+    for (size_t i = 0; i < d->n; i++)
+        if (strcmp(d->at[i].name, name) == 0)
+            return 0; /* masked by a folder before */
+    if (d->n == DROPIN_MAX)
+        return why_set(why, CONFIG_BAD, "%s: more than %d files", dir, DROPIN_MAX);
+    if (asprintf(&new->path, "%s/%s", dir, name) < 0)
+        return err_new(-ENOMEM);
+
+    new->name = strrchr(new->path, '/') + 1;
+    d->n++;
+    return 0;
+}
+
+static int dropins_scan(struct dropins *d, const char *root, const char *top, struct why *why) {
+    char dir[4096];
+    struct dirent *e;
+    DIR *at;
+    int r = 0;
+
+    (void)snprintf(dir, sizeof dir, "%s%s/moed/moed.conf.d", root, top);
+    at = opendir(dir);
+    if (!at)
+        return errno == ENOENT ? 0 : why_set(why, CONFIG_BAD, "%s: cannot read: %m", dir);
+
+    while (r == 0 && (e = readdir(at))) {
+        size_t n = strlen(e->d_name);
+
+        if (n > 5 && e->d_name[0] != '.' && strcmp(e->d_name + n - 5, ".conf") == 0)
+            r = dropins_add(d, dir, e->d_name, why);
+    }
+
+    (void)closedir(at);
+    return err_up(r);
+}
+
+static int read_tree(struct config *c, const char *root, struct why *why) {
+    static const char *const tops[] = { "/etc", "/run", "/usr/lib" }; /* earlier masks later */
+    struct dropins *d = calloc(1, sizeof *d);
+    char path[4096];
+    int r;
+
+    if (!d)
+        return err_new(-ENOMEM);
+
+    (void)snprintf(path, sizeof path, "%s/etc/moed/moed.conf", root);
+    r = read_file(c, path, false, why);
+    for (size_t i = 0; r == 0 && i < sizeof tops / sizeof tops[0]; i++)
+        r = dropins_scan(d, root, tops[i], why);
+    if (r == 0)
+        qsort(d->at, d->n, sizeof d->at[0], dropin_cmp);
+    for (size_t i = 0; r == 0 && i < d->n; i++)
+        r = read_file(c, d->at[i].path, true, why);
+
+    dropins_free(d);
+    return err_up(r);
+}
+
+/* ---- */
+
+struct config *config_free(struct config *c) {
+    if (!c)
+        return NULL;
+
+    free(c->model);
+    free(c->model_dir);
+    free(c->default_model);
+    free(c->log);
+    for (size_t i = 0; i < N_KEY; i++)
+        free(c->from[i]);
+    free(c);
+
+    return NULL;
+}
+
+int config_new(struct config **ret_config, const char *root, const char *file,
+               const struct config_set *set, size_t n_set, struct why *why) {
+    AUTO(config_free) struct config *c = calloc(1, sizeof *c);
+    struct why inner = { 0 };
+    int r;
+
+    if (!c)
+        return err_new(-ENOMEM);
+
+    for (size_t i = 0; i < N_KEY; i++) {
+        r = set_value(c, &keys[i], "", why);
+        if (r)
+            return err_fold(r);
+    }
+
+    r = file ? read_file(c, file, true, why) : read_tree(c, root ? root : "", why);
+    if (r)
+        return err_up(r);
+
+    for (size_t i = 0; i < n_set; i++) {
+        r = set_key(c, set[i].key, set[i].value, set[i].from, &inner);
+        if (r > 0)
+            return why_set(why, CONFIG_BAD, "%s: %.150s", set[i].from, inner.text);
+        if (r)
+            return err_up(r);
+    }
+
+    *ret_config = take(c);
+    return 0;
+}
+
+static void print_value(const struct config *c, const struct config_key *k, FILE *f) {
+    const void *at = (const char *)c + k->offset;
+
+    switch (k->type) {
+    case CONFIG_STR:
+    case CONFIG_PATH:
+        fputs(*(char *const *)at ? *(char *const *)at : "", f);
+        break;
+    case CONFIG_BOOL:
+        fputs(*(const bool *)at ? "yes" : "no", f);
+        break;
+    case CONFIG_ENUM:
+        fputs(k->words[*(const uint64_t *)at], f);
+        break;
+    case CONFIG_UINT:
+    case CONFIG_SIZE:
+        fprintf(f, "%" PRIu64, *(const uint64_t *)at);
+        break;
+    }
+}
+
+void config_print(const struct config *c, FILE *f) {
+    for (size_t i = 0; i < N_KEY; i++) {
+        fprintf(f, "# %s\n%s = ", c->from[i] ? c->from[i] : "default", keys[i].name);
+        print_value(c, &keys[i], f);
+        fputc('\n', f);
+    }
+}
+
+void config_describe(FILE *f) {
+    for (size_t i = 0; i < N_KEY; i++) {
+        const struct config_key *k = &keys[i];
+
+        fprintf(f, "%-16s %-9s ", k->name, type_names[k->type]);
+        if (k->type == CONFIG_UINT)
+            fprintf(f, "%" PRIu64 " to %" PRIu64 ", ", k->min, k->max);
+        for (size_t w = 0; k->words[w]; w++)
+            fprintf(f, "%s, ", k->words[w]);
+        fprintf(f, "default: %s\n    %s\n", *k->def ? k->def : "unset", k->doc);
+    }
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * config - moed.conf as one table of keys
+ *
+ * Files hold lines "key = value"; '#' and ';' begin a comment line, an empty value is the default.
+ * Read in this order, a later one wins:
+ *
+ *   /etc/moed/moed.conf
+ *   *.conf of {/etc,/run,/usr/lib}/moed/moed.conf.d, sorted by file name over all three folders; of
+ *   equal names /etc masks /run masks /usr/lib, so a link to /dev/null takes a file out
+ *   the command line
+ *
+ * An unknown key, a value out of range and a line that is neither are errors, named by file, line
+ * and key: a service that guesses what its operator meant is worse than one that does not start.
+ *
+ * Owner: the daemon thread. Immutable once made; a reload makes a new one.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "engine/base/auto.h"
+#include "engine/base/err.h"
+
+enum {
+    CONFIG__OK,
+
+    CONFIG_BAD, /* @why says where and what */
+};
+
+enum { CONFIG_KEY_MAX = 24 };
+
+enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32 };
+
+struct config {
+    char *model, *model_dir, *default_model, *log; /* NULL: not set */
+    bool preload, exact;
+    uint64_t context, kv_bytes, kv_type, threads, batch, queue, max_connections, stall_timeout;
+
+    char *from[CONFIG_KEY_MAX]; /* where each key's value comes from, NULL: the default */
+};
+
+/* One setting of the command line: @from is the option's name. */
+struct config_set {
+    const char *key, *value, *from;
+};
+
+/**
+ * config_new() - read the files, then apply the command line
+ * @root:       put before every path of the search, or NULL
+ * @file:       read this one file and no other, or NULL
+ * @set:        [n_set]
+ *
+ * Return: 0, CONFIG_BAD, or -errno.
+ */
+int config_new(struct config **ret_config, const char *root, const char *file,
+               const struct config_set *set, size_t n_set, struct why *why);
+struct config *config_free(struct config *c);
+AUTO_DEFINE(struct config *, config_free)
+
+/* The values in force, one a line, and where each comes from. */
+void config_print(const struct config *c, FILE *f);
+/* The table itself: key, type, default, meaning. */
+void config_describe(FILE *f);

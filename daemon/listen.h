@@ -1,0 +1,39 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * listen - where the listening sockets come from: the service manager, by name, or our own bind
+ *
+ * Owner: the daemon thread, at start.
+ */
+
+#include <stddef.h>
+
+#include "engine/base/auto.h"
+#include "engine/base/err.h"
+
+enum {
+    LISTEN__OK,
+
+    LISTEN_BAD, /* @why says what is wrong with the socket or its path */
+};
+
+enum { LISTEN_MAX = 16 };
+
+/* A socket and, when we bound it, the file to remove at the end. */
+struct listen {
+    int fd[LISTEN_MAX];
+    size_t n;
+    char *path;
+};
+
+/* Closes what nobody took (fd >= 0) and removes the file if it is still ours. */
+void listen_deinit(struct listen *l);
+
+/* The stream sockets that the service manager passed under the name "rpc". Anything else it passed
+ * is closed, with a warning. Return: 0 (perhaps with none), LISTEN_BAD, or -errno. */
+int listen_systemd(struct listen *l, struct why *why);
+
+/* Bind @path, for this user alone (mode 0600). A file that is there already is replaced only if it
+ * is a socket on which nobody listens. Return: 0, LISTEN_BAD, or -errno. */
+int listen_bind(struct listen *l, const char *path, struct why *why);

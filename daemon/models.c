@@ -1,0 +1,489 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <event2/event.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/models.h"
+#include "daemon/notify.h"
+#include "engine/base/log.h"
+#include "engine/base/utf8.h"
+
+enum { MODELS_PROGRESS_USEC = 200000 /* between two reports of loading */ };
+
+/* What a file was when loading it failed: while it is that, it fails again. */
+struct print {
+    dev_t dev;
+    ino_t ino;
+    off_t size;
+    struct timespec mtime;
+};
+
+struct models {
+    struct event_base *base;
+    const struct config *config;
+    struct registry files;
+
+    /* The resident model. Its engine is freed only from outside the engine's own events. */
+    char *id, *path;
+    enum models_state state;
+    struct why reason;
+    struct print print;
+    struct engine *engine;
+    struct event *readable;
+    LIST_HEAD(, models_job) jobs;
+    uint32_t n_job;
+
+    TAILQ_HEAD(, models_load) loads; /* oldest first */
+    uint32_t n_load;
+    struct models_load *load; /* the one of the resident model; NULL once it is forgotten */
+    uint64_t next_load;
+    usec_t progress_usec;
+};
+
+const char *models_state_name(enum models_state state) {
+    static const char *const names[] = { "available", "loading", "loaded", "failed" };
+
+    return names[state];
+}
+
+/* ---- files ---- */
+
+const struct registry *models_files(struct models *m) {
+    int r = m->config->model ? registry_single(&m->files, m->config->model)
+                             : registry_scan(&m->files, m->config->model_dir);
+
+    if (r)
+        log_warning("models", "%s: cannot read: %s",
+                    m->config->model ? m->config->model : m->config->model_dir, strerror(-r));
+    return &m->files;
+}
+
+const char *models_default(const struct models *m) {
+    if (m->config->default_model)
+        return registry_find(&m->files, m->config->default_model) ? m->config->default_model : NULL;
+
+    return m->files.n ? m->files.file[0].id : NULL;
+}
+
+const struct registry_file *models_find(struct models *m, const char *id) {
+    (void)models_files(m);
+    if (!id)
+        id = m->id && m->state != MODELS_FAILED ? m->id : models_default(m);
+
+    return id ? registry_find(&m->files, id) : NULL;
+}
+
+enum models_state models_state(const struct models *m, const char *id) {
+    return m->id && strcmp(m->id, id) == 0 ? m->state : MODELS_AVAILABLE;
+}
+
+static struct print print_of(const char *path) {
+    struct print p = { 0 };
+    struct stat st;
+
+    if (stat(path, &st) == 0)
+        p = (struct print){ st.st_dev, st.st_ino, st.st_size, st.st_mtim };
+    return p;
+}
+
+static bool print_same(const struct print *a, const struct print *b) {
+    return a->dev == b->dev && a->ino == b->ino && a->size == b->size &&
+           a->mtime.tv_sec == b->mtime.tv_sec && a->mtime.tv_nsec == b->mtime.tv_nsec;
+}
+
+/* ---- the resident model ---- */
+
+const char *models_resident(const struct models *m) {
+    return m->id;
+}
+
+const char *models_reason(const struct models *m) {
+    return m->reason.text;
+}
+
+void models_engine(struct models *m, struct engine_status *ret) {
+    *ret = (struct engine_status){ .tier = "" };
+    if (m->engine)
+        engine_status(m->engine, ret);
+}
+
+const struct model_info *models_info(const struct models *m) {
+    return m->engine && m->state == MODELS_LOADED ? engine_info(m->engine) : NULL;
+}
+
+const struct vocab *models_vocab(const struct models *m) {
+    return m->engine && m->state == MODELS_LOADED ? engine_vocab(m->engine) : NULL;
+}
+
+uint32_t models_n_job(const struct models *m) {
+    return m->n_job;
+}
+
+/* ---- attempts to load ---- */
+
+static void load_free(struct models *m, struct models_load *l) {
+    if (m->load == l)
+        m->load = NULL;
+    TAILQ_REMOVE(&m->loads, l, link);
+    m->n_load--;
+    free(l);
+}
+
+/* Forget what ended long ago, and the oldest of too many. */
+static void purge_loads(struct models *m) {
+    usec_t now = clock_usec();
+    struct models_load *l, *next;
+
+    for (l = TAILQ_FIRST(&m->loads); l; l = next) {
+        next = TAILQ_NEXT(l, link);
+        if (l->state != MODELS_LOAD_RUNNING &&
+            (now - l->ended_usec >= MODELS_KEEP_USEC || m->n_load >= MODELS_LOAD_MAX))
+            load_free(m, l);
+    }
+}
+
+static int load_new(struct models *m, uid_t uid, struct models_load **ret_load) {
+    struct models_load *l;
+
+    purge_loads(m);
+    l = calloc(1, sizeof *l);
+    if (!l)
+        return err_new(-ENOMEM);
+
+    l->id = ++m->next_load;
+    l->uid = uid;
+    LIST_INIT(&l->waiters);
+    TAILQ_INSERT_TAIL(&m->loads, l, link);
+    m->n_load++;
+    m->load = l;
+    *ret_load = l;
+    return 0;
+}
+
+static void load_end(struct models *m, enum models_load_state state) {
+    struct models_load *l = m->load;
+    struct models_waiter *w;
+
+    if (!l || l->state != MODELS_LOAD_RUNNING)
+        return;
+
+    l->state = state;
+    l->ended_usec = clock_usec();
+    l->reason = m->reason;
+    while ((w = LIST_FIRST(&l->waiters))) {
+        LIST_REMOVE(w, link);
+        w->ended(w);
+    }
+}
+
+struct models_load *models_load_find(struct models *m, uint64_t id) {
+    struct models_load *l;
+
+    purge_loads(m);
+    for (l = TAILQ_FIRST(&m->loads); l && l->id != id; l = TAILQ_NEXT(l, link))
+        ;
+
+    return l;
+}
+
+/* ---- engine ---- */
+
+static void say_status(struct models *m, const struct engine_event *ev) {
+    if (!m->id)
+        notify_status("No model is loaded");
+    else if (m->state == MODELS_LOADED)
+        notify_status("Serving %s", m->id);
+    else if (m->state == MODELS_FAILED)
+        notify_status("Cannot load %s: %s", m->id, m->reason.text);
+    else
+        notify_status("Loading %s: %u%%", m->id,
+                      ev && ev->total ? (unsigned)(ev->done * 100 / ev->total) : 0);
+}
+
+static void on_progress(struct models *m, const struct engine_event *ev) {
+    usec_t now = clock_usec();
+    struct models_job *job, *next;
+    struct models_waiter *w;
+
+    if (now - m->progress_usec < MODELS_PROGRESS_USEC)
+        return;
+
+    m->progress_usec = now;
+    say_status(m, ev);
+    w = m->load ? LIST_FIRST(&m->load->waiters) : NULL;
+    for (; w; w = LIST_NEXT(w, link))
+        w->progress(w, ev->done, ev->total);
+    for (job = LIST_FIRST(&m->jobs); job; job = next) {
+        next = LIST_NEXT(job, link);
+        job->event(job, ev);
+    }
+}
+
+static void on_loaded(struct models *m) {
+    const struct model_info *info = engine_info(m->engine);
+
+    m->state = MODELS_LOADED;
+    log_info("models", "%s: loaded: %s, %s, %u tokens of context", m->id, info->arch, info->quant,
+             info->n_ctx);
+    say_status(m, NULL);
+    load_end(m, MODELS_LOAD_DONE);
+}
+
+/* A reason may quote a file: cut at the first byte that is no UTF-8, clients are sent it. */
+static void on_load_failed(struct models *m, const struct why *why) {
+    size_t n = strlen(why->text), at = 0, k;
+
+    while (at < n && (k = utf8_len(why->text + at, n - at)))
+        at += k;
+    m->state = MODELS_FAILED;
+    (void)why_set(&m->reason, 0, "%.*s", (int)at, why->text);
+    log_error("models", "%s: %s", m->id, m->reason.text);
+    say_status(m, NULL);
+    load_end(m, MODELS_LOAD_FAILED);
+}
+
+static void job_event(struct models *m, struct models_job *job, const struct engine_event *ev) {
+    if (ev->kind == ENGINE_DONE) {
+        LIST_REMOVE(job, link);
+        m->n_job--;
+    }
+    job->event(job, ev);
+}
+
+static void on_engine(evutil_socket_t fd, short what, void *arg) {
+    struct models *m = arg;
+    struct engine_event ev;
+
+    while (engine_next(m->engine, &ev)) {
+        if (ev.kind == ENGINE_LOADED)
+            on_loaded(m);
+        else if (ev.kind == ENGINE_LOAD_FAILED)
+            on_load_failed(m, ev.why);
+        else if (ev.kind == ENGINE_PROGRESS && !ev.job)
+            on_progress(m, &ev);
+        else if (ev.userdata)
+            job_event(m, ev.userdata, &ev);
+    }
+}
+
+/* Let the resident model go. Jobs it still has end with @why. */
+static void drop(struct models *m, const char *why) {
+    struct engine_result result = { .end = ENGINE_END_MODEL, .stop_index = -1 };
+    struct engine_event ev = { .kind = ENGINE_DONE, .result = &result };
+    struct models_job *job;
+
+    if (m->readable)
+        event_free(m->readable);
+    m->readable = NULL;
+    m->engine = engine_free(m->engine);
+    (void)why_set(&m->reason, 0, "%s", why);
+    load_end(m, MODELS_LOAD_CANCELLED);
+    m->load = NULL;
+    free(m->id);
+    free(m->path);
+    m->id = m->path = NULL;
+
+    result.why = m->reason;
+    while ((job = LIST_FIRST(&m->jobs))) {
+        ev.job = job->id;
+        ev.userdata = job;
+        job_event(m, job, &ev);
+    }
+}
+
+static int start(struct models *m, const struct registry_file *f, uid_t uid, struct why *why) {
+    const struct config *c = m->config;
+    struct engine_options opt = {
+        .n_ctx = (uint32_t)c->context,
+        .kv_bytes = c->kv_bytes,
+        .n_worker = (uint32_t)c->threads,
+        .n_batch = (uint32_t)c->batch,
+        .n_queue = (uint32_t)c->queue,
+        .kv_fmt = c->kv_type == CONFIG_KV_F32 ? QUANT_F32 : QUANT_F16,
+        .exact = c->exact,
+    };
+    struct models_load *load;
+    int r;
+
+    drop(m, "another model was loaded");
+    m->id = strdup(f->id);
+    m->path = strdup(f->path);
+    if (!m->id || !m->path)
+        return err_new(-ENOMEM);
+    r = load_new(m, uid, &load);
+    if (r)
+        return err_up(r);
+
+    m->state = MODELS_LOADING;
+    m->print = print_of(m->path);
+    m->progress_usec = 0;
+    opt.path = m->path;
+    log_info("models", "%s: loading %s", m->id, m->path);
+    r = engine_new(&m->engine, &opt, why);
+    if (r)
+        return err_up(r);
+    m->readable = event_new(m->base, engine_fd(m->engine), EV_READ | EV_PERSIST, on_engine, m);
+    if (!m->readable || event_add(m->readable, NULL) < 0)
+        return err_new(-ENOMEM);
+
+    say_status(m, NULL);
+    return 0;
+}
+
+/* Make @id (NULL: see models_find()) the resident model, unless it is.
+ * @again: try also what failed and has not changed since
+ * Return: 0 when it is loading or loaded, MODELS_NONE, MODELS_BUSY, MODELS_UNAVAILABLE, -errno. */
+static int want(struct models *m, const char *id, uid_t uid, bool again, struct why *why) {
+    const struct registry_file *f;
+    struct print print;
+    int r;
+
+    if (m->id && m->state != MODELS_FAILED && (!id || strcmp(id, m->id) == 0))
+        return 0;
+    f = models_find(m, id);
+    if (!f)
+        return id ? why_set(why, MODELS_NONE, "no model with the id %.100s", id)
+                  : why_set(why, MODELS_NONE, "there is no model: %.200s has no *.gguf file",
+                            m->config->model_dir);
+    if (m->n_job || (m->id && m->state == MODELS_LOADING))
+        return why_set(why, MODELS_BUSY, "%.100s is resident and has work", m->id);
+
+    print = print_of(f->path);
+    if (!again && m->id && strcmp(m->id, f->id) == 0 && print_same(&print, &m->print))
+        return why_set(why, MODELS_UNAVAILABLE, "%s", m->reason.text);
+
+    r = start(m, f, uid, why);
+    if (r)
+        drop(m, "out of memory");
+    return err_up(r);
+}
+
+void models_preload(struct models *m) {
+    struct models_load *load;
+    struct why why = { 0 };
+    int r;
+
+    if (!m->config->preload) {
+        say_status(m, NULL);
+        return;
+    }
+    r = models_load(m, NULL, geteuid(), &load, &why);
+    if (r) {
+        log_warning("models", "nothing is loaded: %s", r > 0 ? why.text : strerror(-r));
+        say_status(m, NULL);
+    }
+}
+
+int models_load(struct models *m, const char *id, uid_t uid, struct models_load **ret_load,
+                struct why *why) {
+    int r = want(m, id, uid, true, why);
+
+    if (r)
+        return err_up(r);
+    if (!m->load) { /* loaded, and the attempt that did it is forgotten */
+        r = load_new(m, uid, ret_load);
+        if (r)
+            return err_up(r);
+        load_end(m, MODELS_LOAD_DONE);
+    }
+
+    *ret_load = m->load;
+    return 0;
+}
+
+bool models_load_cancel(struct models *m, struct models_load *load) {
+    if (load->state != MODELS_LOAD_RUNNING)
+        return false;
+
+    log_info("models", "%s: loading is cancelled", m->id);
+    drop(m, "loading was cancelled");
+    say_status(m, NULL);
+    return true;
+}
+
+int models_unload(struct models *m, const char *id, uint32_t *ret_n_job) {
+    if (id && !(m->id && strcmp(m->id, id) == 0))
+        return models_find(m, id) ? 0 : MODELS_NONE;
+    if (!m->id)
+        return 0;
+    if (m->n_job) {
+        *ret_n_job = m->n_job;
+        return MODELS_BUSY;
+    }
+
+    log_info("models", "%s: unloaded", m->id);
+    drop(m, "the model was unloaded");
+    say_status(m, NULL);
+    return 0;
+}
+
+/* ---- work ---- */
+
+int models_submit(struct models *m, const char *id, uid_t uid, struct engine_request *req,
+                  struct models_job *job, struct engine_queue *ret_queue, struct why *why) {
+    int r = want(m, id, uid, false, why);
+
+    if (r)
+        return err_up(r);
+
+    req->userdata = job;
+    r = engine_submit(m->engine, req, &job->id, ret_queue, why);
+    switch (r) {
+    case 0:
+        LIST_INSERT_HEAD(&m->jobs, job, link);
+        m->n_job++;
+        return 0;
+    case ENGINE_BUSY:
+        return MODELS_QUEUE_FULL;
+    case ENGINE_TOO_LARGE:
+        return MODELS_TOO_LARGE;
+    case ENGINE_BAD:
+        return MODELS_BAD;
+    default:
+        return err_fold(r);
+    }
+}
+
+void models_cancel(struct models *m, struct models_job *job) {
+    engine_cancel(m->engine, job->id);
+}
+
+void models_pause(struct models *m, struct models_job *job, bool pause) {
+    engine_pause(m->engine, job->id, pause);
+}
+
+/* ---- life ---- */
+
+void models_reconfigure(struct models *m, const struct config *config) {
+    m->config = config;
+}
+
+struct models *models_free(struct models *m) {
+    if (!m)
+        return NULL;
+
+    drop(m, "the service is stopping");
+    while (!TAILQ_EMPTY(&m->loads))
+        load_free(m, TAILQ_FIRST(&m->loads));
+    registry_deinit(&m->files);
+    free(m);
+
+    return NULL;
+}
+
+int models_new(struct models **ret_models, struct event_base *base, const struct config *config) {
+    struct models *m = calloc(1, sizeof *m);
+
+    if (!m)
+        return err_new(-ENOMEM);
+
+    m->base = base;
+    m->config = config;
+    LIST_INIT(&m->jobs);
+    TAILQ_INIT(&m->loads);
+    *ret_models = m;
+    return 0;
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * models - the model files there are, the one that is resident, and the work it has
+ *
+ * The files are one (config key "model") or those of a folder ("model-dir"); the folder is read
+ * anew whenever somebody asks, so a file dropped in is served without a reload. An id is the file
+ * name without ".gguf" and without the part number of a split model.
+ *
+ * One engine at a time: another model is loaded when the resident one has no work. A model that
+ * failed to load is not tried again by a request until its file changes; models_load() tries.
+ *
+ * Owner: the daemon thread.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+#include <sys/types.h>
+
+#include "daemon/clock.h"
+#include "daemon/config.h"
+#include "daemon/registry.h"
+#include "engine/engine.h"
+
+struct models;
+struct event_base;
+
+enum {
+    MODELS__OK,
+
+    MODELS_NONE,        /* no such model */
+    MODELS_BUSY,        /* another model has work; try again */
+    MODELS_UNAVAILABLE, /* it cannot be loaded; @why says what is wrong */
+    MODELS_QUEUE_FULL,  /* the engine's queue; see @ret_queue */
+    MODELS_TOO_LARGE,   /* the request's text */
+    MODELS_BAD,         /* a parameter; @why names it */
+    MODELS_CORRUPT,     /* the file is not readable as a model; @why */
+};
+
+/* @config is borrowed. */
+int models_new(struct models **ret_models, struct event_base *base, const struct config *config);
+/* Jobs still there end with ENGINE_END_MODEL. */
+struct models *models_free(struct models *m);
+AUTO_DEFINE(struct models *, models_free)
+
+/* From now on; what is resident stays. */
+void models_reconfigure(struct models *m, const struct config *config);
+
+/* ---- files ---- */
+
+enum models_state { MODELS_AVAILABLE, MODELS_LOADING, MODELS_LOADED, MODELS_FAILED };
+const char *models_state_name(enum models_state state); /* "available", … */
+
+/* What there is now; borrowed until the next call of anything here. */
+const struct registry *models_files(struct models *m);
+/* @id NULL: the resident one, else the default one. NULL: there is none. */
+const struct registry_file *models_find(struct models *m, const char *id);
+enum models_state models_state(const struct models *m, const char *id);
+/* The id that is meant when nobody says; NULL: none. As of the last look at the folder. */
+const char *models_default(const struct models *m);
+
+/* ---- the resident model ---- */
+
+/* The id that is loading, loaded or failed; NULL: none. */
+const char *models_resident(const struct models *m);
+/* Why the resident one failed. */
+const char *models_reason(const struct models *m);
+/* All zero when there is no engine. */
+void models_engine(struct models *m, struct engine_status *ret);
+/* NULL unless the resident model is MODELS_LOADED. */
+const struct model_info *models_info(const struct models *m);
+const struct vocab *models_vocab(const struct models *m);
+
+/* ---- loading ---- */
+
+/* One attempt to load; it stays findable for MODELS_KEEP_USEC after its end. */
+enum { MODELS_KEEP_USEC = 60000000, MODELS_LOAD_MAX = 64 };
+enum models_load_state {
+    MODELS_LOAD_RUNNING,
+    MODELS_LOAD_DONE,
+    MODELS_LOAD_FAILED,
+    MODELS_LOAD_CANCELLED
+};
+
+struct models_waiter {
+    LIST_ENTRY(models_waiter) link;
+    /* @ended: the last call; the waiter is no longer linked. */
+    void (*progress)(struct models_waiter *w, uint64_t done, uint64_t total);
+    void (*ended)(struct models_waiter *w);
+};
+
+struct models_load {
+    TAILQ_ENTRY(models_load) link;
+    uint64_t id;
+    enum models_load_state state;
+    struct why reason; /* FAILED, CANCELLED */
+    uid_t uid;         /* who started it */
+    usec_t ended_usec;
+    LIST_HEAD(, models_waiter) waiters;
+};
+
+/* Load the default model, if the configuration wants that at start. */
+void models_preload(struct models *m);
+
+/* Start to load @id (NULL: see models_find()), or find it loading or loaded.
+ * Return: 0, MODELS_NONE, MODELS_BUSY, MODELS_UNAVAILABLE, or -errno. */
+int models_load(struct models *m, const char *id, uid_t uid, struct models_load **ret_load,
+                struct why *why);
+struct models_load *models_load_find(struct models *m, uint64_t id);
+/* Stop it; jobs that wait for it end with ENGINE_END_MODEL. Return: was it running? */
+bool models_load_cancel(struct models *m, struct models_load *load);
+/* Return: 0 (also when it is not loaded), MODELS_NONE, or MODELS_BUSY with @ret_n_job. */
+int models_unload(struct models *m, const char *id, uint32_t *ret_n_job);
+
+/* ---- work ---- */
+
+/* A job of the engine. Whoever asks embeds one; it is linked here until ENGINE_DONE, which always
+ * comes and is the last event. Progress of loading comes as ENGINE_PROGRESS with job 0. */
+struct models_job {
+    LIST_ENTRY(models_job) link;
+    uint64_t id;
+    void (*event)(struct models_job *job, const struct engine_event *ev);
+};
+
+/* Submit to @id (see models_find()), loading it if need be. Fills @job->id and sets
+ * @req->userdata. Return: 0, an outcome above, or -errno; only on 0 will there be events. */
+int models_submit(struct models *m, const char *id, uid_t uid, struct engine_request *req,
+                  struct models_job *job, struct engine_queue *ret_queue, struct why *why);
+void models_cancel(struct models *m, struct models_job *job);
+void models_pause(struct models *m, struct models_job *job, bool pause);
+/* Jobs that have not ended. */
+uint32_t models_n_job(const struct models *m);

@@ -1,0 +1,445 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * rpc-gen - generate and generate.cancel
+ *
+ * Flow control: text goes out as it comes while less than CONN_HIGH bytes wait in the connection.
+ * Beyond that it is held and joined; at STREAM_HELD_MAX the sequence pauses until half of that is
+ * taken. The engine has one slot, so a reader that takes nothing for "stall-timeout" seconds while
+ * others wait for it loses its job.
+ */
+
+#include <event2/event.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/args.h"
+#include "daemon/rpc-methods.h"
+#include "daemon/server.h"
+#include "daemon/stream.h"
+#include "daemon/work.h"
+#include "engine/base/log.h"
+
+enum { GEN_PROGRESS_USEC = 200000 /* between two generate.progress */ };
+
+struct gen {
+    struct work work;
+    struct server *server;
+    struct stream stream;
+    struct args_strings stop;
+    char model[256]; /* its id: a file name at most */
+    usec_t progress_usec;
+    bool paused;
+    struct event *stall;
+    uint64_t session; /* for the log */
+};
+
+static struct gen *gen_free(struct gen *g) {
+    if (!g)
+        return NULL;
+
+    if (g->stall)
+        event_free(g->stall);
+    stream_deinit(&g->stream);
+    args_strings_deinit(&g->stop);
+    free(g);
+
+    return NULL;
+}
+AUTO_DEFINE(struct gen *, gen_free)
+
+static struct conn *gen_conn(const struct gen *g) {
+    return g->work.call.session->conn;
+}
+
+/* ---- flow ---- */
+
+static void send_part(struct gen *g) {
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    stream_pack(&g->stream, g->work.call.msgid, &p);
+    session_send(g->work.call.session, &buf);
+    msgpack_sbuffer_destroy(&buf);
+}
+
+static void set_stall(struct gen *g, usec_t usec) {
+    struct timeval tv = clock_timeval(usec);
+
+    (void)event_add(g->stall, &tv);
+}
+
+static void set_paused(struct gen *g, bool paused) {
+    if (g->paused == paused)
+        return;
+
+    g->paused = paused;
+    models_pause(g->work.models, &g->work.job, paused);
+    log_debug("gen", "session %ju: job %ju: %s", (uintmax_t)g->session, (uintmax_t)g->work.job.id,
+              paused ? "paused, the client does not read" : "goes on");
+    if (paused)
+        set_stall(g, g->server->config->stall_timeout * CLOCK_SECOND);
+    else
+        (void)event_del(g->stall);
+}
+
+static void pump(struct gen *g) {
+    while (stream_has(&g->stream) && conn_pending(gen_conn(g)) < CONN_HIGH)
+        send_part(g);
+
+    if (stream_full(&g->stream))
+        set_paused(g, true);
+    else if (g->stream.n_held + conn_pending(gen_conn(g)) <= STREAM_HELD_MAX / 2)
+        set_paused(g, false);
+}
+
+static void on_stall(evutil_socket_t fd, short what, void *arg) {
+    struct gen *g = arg;
+    usec_t limit = g->server->config->stall_timeout * CLOCK_SECOND;
+    struct engine_status st;
+    usec_t idle;
+
+    if (!g->work.call.session)
+        return;
+    idle = clock_usec() - conn_sent_usec(gen_conn(g));
+    models_engine(g->server->models, &st);
+    if (idle < limit)
+        set_stall(g, limit - idle);
+    else if (!st.n_queued)
+        set_stall(g, CLOCK_SECOND);
+    else
+        work_stop(&g->work, RPC_TIMEOUT);
+}
+
+static void on_sent(struct work *w) {
+    pump((struct gen *)w);
+}
+
+/* ---- events ---- */
+
+static void on_progress(struct gen *g, const struct engine_event *ev) {
+    usec_t now = clock_usec();
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+
+    if (now - g->progress_usec < GEN_PROGRESS_USEC || conn_pending(gen_conn(g)) >= CONN_HIGH)
+        return;
+
+    g->progress_usec = now;
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    wire_pack_notify(&p, "generate.progress");
+    msgpack_pack_map(&p, 4);
+    rpc_pack_uint(&p, "id", g->work.call.msgid);
+    rpc_pack_str(&p, "stage", ev->job ? "prefill" : "loading");
+    rpc_pack_uint(&p, "done", ev->done);
+    rpc_pack_uint(&p, "total", ev->total);
+    session_send(g->work.call.session, &buf);
+    msgpack_sbuffer_destroy(&buf);
+}
+
+/* {token, bytes, logprob, [top]}. Return: its elements as wire_scan() counts them. */
+static uint32_t pack_token(struct gen *g, msgpack_packer *p, tok_t id, float logprob, bool top) {
+    size_t n;
+    const char *piece = vocab_piece(models_vocab(g->work.models), id, true, &n);
+
+    msgpack_pack_map(p, top ? 4 : 3);
+    rpc_pack_uint(p, "token", (uint64_t)id);
+    wire_pack_str(p, "bytes");
+    msgpack_pack_bin(p, n);
+    msgpack_pack_bin_body(p, piece, n);
+    rpc_pack_float(p, "logprob", (double)logprob);
+    return top ? 9 : 7;
+}
+
+static uint32_t pack_logprob(struct gen *g, msgpack_packer *p, const struct sample_result *t) {
+    uint32_t n = pack_token(g, p, t->id, t->logprob, true);
+
+    wire_pack_str(p, "top");
+    msgpack_pack_array(p, t->n_top);
+    for (uint32_t i = 0; i < t->n_top; i++)
+        n += pack_token(g, p, t->top[i].id, t->top[i].logprob, false);
+
+    return n;
+}
+
+static void on_text(struct gen *g, const struct engine_event *ev) {
+    bool logprob = g->stream.with_logprobs && ev->has_token;
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+    uint32_t n = 0;
+    int r;
+
+    if (ev->text_kind == CHAT_MARKER || (!ev->n_text && !logprob))
+        return;
+
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    if (logprob)
+        n = pack_logprob(g, &p, &ev->token);
+    r = stream_add(&g->stream, ev->text_kind, ev->text, ev->n_text, logprob ? &buf : NULL, n);
+    msgpack_sbuffer_destroy(&buf);
+    if (r)
+        work_stop(&g->work, RPC_INTERNAL);
+    else if (stream_too_large(&g->stream))
+        work_stop(&g->work, RPC_TOO_LARGE);
+    else
+        pump(g);
+}
+
+static void on_event(struct work *w, const struct engine_event *ev) {
+    struct gen *g = (struct gen *)w;
+
+    if (ev->kind == ENGINE_PROGRESS)
+        on_progress(g, ev);
+    else if (ev->kind == ENGINE_TEXT)
+        on_text(g, ev);
+}
+
+/* ---- the end ---- */
+
+static void pack_usage(msgpack_packer *p, const struct engine_result *res) {
+    wire_pack_str(p, "usage");
+    msgpack_pack_map(p, 4);
+    rpc_pack_uint(p, "prompt", res->n_prompt);
+    rpc_pack_uint(p, "cached", res->n_cached);
+    rpc_pack_uint(p, "generated", res->n_token);
+    rpc_pack_uint(p, "dropped", 0);
+    wire_pack_str(p, "timings");
+    msgpack_pack_map(p, 3);
+    rpc_pack_uint(p, "queue_us", res->queue_usec);
+    rpc_pack_uint(p, "prefill_us", res->prefill_usec);
+    rpc_pack_uint(p, "decode_us", res->decode_usec);
+}
+
+static const char *stop_reason(const struct engine_result *res) {
+    return res->end == ENGINE_END_LENGTH     ? "length"
+           : res->end == ENGINE_END_DEADLINE ? "deadline"
+                                             : "stop";
+}
+
+static void pack_result(struct gen *g, const struct engine_result *res, msgpack_packer *p) {
+    bool stopped =
+        res->end == ENGINE_END_STOP && res->stop_index >= 0 && (size_t)res->stop_index < g->stop.n;
+
+    msgpack_pack_map(p, 5 + stopped + stream_n_key(&g->stream));
+    rpc_pack_str(p, "stop_reason", stop_reason(res));
+    if (stopped)
+        rpc_pack_str(p, "stop", g->stop.s[res->stop_index]);
+    pack_usage(p, res);
+    rpc_pack_uint(p, "seed", res->seed);
+    rpc_pack_str(p, "model", g->model);
+    stream_pack_whole(&g->stream, p);
+}
+
+static const char *stop_message(int code) {
+    switch (code) {
+    case RPC_TIMEOUT:
+        return "the answer was left unread while others waited";
+    case RPC_TOO_LARGE:
+        return "the answer does not fit into one frame: ask for a stream";
+    case RPC_INTERNAL:
+        return "out of memory";
+    default:
+        return "";
+    }
+}
+
+static void on_done(struct work *w, const struct engine_result *res) {
+    AUTO(gen_free) struct gen *g = (struct gen *)w;
+    struct rpc_reply reply;
+    int code;
+
+    rpc_reply_init(&reply);
+    (void)why_set(&reply.why, 0, "%s", stop_message(w->stop_code));
+    code = work_error(w, res, &reply);
+    if (w->call.session)
+        while (stream_has(&g->stream))
+            send_part(g);
+    if (!code) {
+        pack_result(g, res, &reply.result_pk);
+    } else if (res->end == ENGINE_END_CANCELLED || res->end == ENGINE_END_DEADLINE) {
+        bool limit = code == RPC_TOO_LARGE;
+
+        msgpack_pack_map(&reply.data_pk, limit ? 3 : 2);
+        pack_usage(&reply.data_pk, res);
+        if (limit)
+            rpc_pack_uint(&reply.data_pk, "limit", STREAM_WHOLE_MAX);
+    }
+    log_info("gen", "session %ju: job %ju: %s: %u prompt, %u generated, %ju ms",
+             (uintmax_t)g->session, (uintmax_t)w->job.id,
+             code ? rpc_error_name(code) : stop_reason(res), res->n_prompt, res->n_token,
+             (uintmax_t)((res->queue_usec + res->prefill_usec + res->decode_usec) / 1000));
+    session_answer(&w->call, &reply, code);
+    rpc_reply_deinit(&reply);
+}
+
+static const struct work_ops gen_ops = { on_event, on_sent, on_done };
+
+/* ---- the request ---- */
+
+/* What get_*() below fill; the request borrows from it. */
+struct input {
+    struct engine_request req;
+    struct args_messages messages;
+    tok_t *tok;
+    struct sample_bias *bias;
+    char *model;
+};
+
+static void input_deinit(struct input *in) {
+    args_messages_deinit(&in->messages);
+    free(in->tok);
+    free(in->bias);
+    free(in->model);
+}
+
+static int get_prompt(const msgpack_object *params, struct input *in, struct why *why) {
+    const msgpack_object *messages = wire_get(params, "messages");
+    const msgpack_object *tokens = wire_get(params, "tokens");
+    struct engine_request *req = &in->req;
+    int r = 0;
+
+    req->text = rpc_get_str(params, "prompt", &req->n_text);
+    if ((messages != NULL) + (tokens != NULL) + (req->text != NULL) != 1)
+        return why_set(why, RPC_INVALID_ARGS, "want one of messages, prompt, tokens");
+    if (messages) {
+        r = args_messages(messages, &in->messages, why);
+        req->msg = in->messages.msg;
+        req->n_msg = in->messages.n;
+    } else if (tokens) {
+        r = args_tokens(tokens, &in->tok, &req->n_tok, why);
+        req->tok = in->tok;
+    }
+    if (!r && tokens && !req->n_tok)
+        return why_set(why, RPC_INVALID_ARGS, "tokens: empty");
+
+    return err_up(r);
+}
+
+static int get_sample(const msgpack_object *params, struct input *in, struct why *why) {
+    struct sample_params *s = &in->req.sample;
+    /* clang-format off */
+    const struct { const char *key; unsigned has; float *f; uint32_t *u; } table[] = {
+        { "temperature",       SAMPLE_TEMPERATURE, &s->temperature, NULL       },
+        { "top_p",             SAMPLE_TOP_P,       &s->top_p,       NULL       },
+        { "min_p",             SAMPLE_MIN_P,       &s->min_p,       NULL       },
+        { "repeat_penalty",    SAMPLE_REPEAT,      &s->repeat,      NULL       },
+        { "frequency_penalty", SAMPLE_FREQUENCY,   &s->frequency,   NULL       },
+        { "presence_penalty",  SAMPLE_PRESENCE,    &s->presence,    NULL       },
+        { "top_k",             SAMPLE_TOP_K,       NULL,            &s->top_k  },
+        { "repeat_last_n",     SAMPLE_LAST_N,      NULL,            &s->last_n },
+    };
+    /* clang-format on */
+    const msgpack_object *o;
+
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        o = wire_get(params, table[i].key);
+        if (!o)
+            continue;
+        if (table[i].u && o->via.u64 > UINT32_MAX)
+            return why_set(why, RPC_INVALID_ARGS, "%s: larger than 2^32", table[i].key);
+        s->has |= table[i].has;
+        if (table[i].f)
+            *table[i].f = (float)rpc_number(o);
+        else
+            *table[i].u = (uint32_t)o->via.u64;
+    }
+
+    o = wire_get(params, "seed");
+    s->has |= o ? SAMPLE_SEED : 0;
+    s->seed = o ? o->via.u64 : 0;
+    o = wire_get(params, "logit_bias");
+    if (!o)
+        return 0;
+    return err_up(args_bias(o, &in->bias, &s->n_bias, why));
+}
+
+static int get_limits(const msgpack_object *params, struct input *in, struct gen *g,
+                      struct why *why) {
+    uint64_t max = rpc_get_uint(params, "max_tokens", UINT32_MAX);
+    uint64_t deadline = rpc_get_uint(params, "deadline_ms", 0);
+    const msgpack_object *stop = wire_get(params, "stop");
+    const msgpack_object *logprobs = wire_get(params, "logprobs");
+    struct engine_request *req = &in->req;
+    int r = 0;
+
+    if (!max)
+        return why_set(why, RPC_INVALID_ARGS, "max_tokens: 0");
+    if (logprobs && logprobs->via.u64 > SAMPLE_TOP_MAX)
+        return why_set(why, RPC_INVALID_ARGS, "logprobs: more than %d", SAMPLE_TOP_MAX);
+    if (wire_get(params, "deadline_ms")) {
+        deadline = deadline > UINT32_MAX ? UINT32_MAX : deadline; /* 49 days */
+        req->deadline_usec = clock_usec() + deadline * 1000;
+    }
+    req->max_tokens = max >= UINT32_MAX ? 0 : (uint32_t)max;
+    req->logprobs = logprobs != NULL;
+    req->n_top = logprobs ? (uint32_t)logprobs->via.u64 : 0;
+    if (stop)
+        r = args_strings(stop, "stop", ENGINE_STOP_MAX, &g->stop, why);
+    req->stop = (const char *const *)g->stop.s;
+    req->n_stop = g->stop.n;
+    return err_up(r);
+}
+
+static int get_input(struct rpc_call *c, struct input *in, struct gen *g) {
+    const msgpack_object *params = c->params;
+    struct why *why = &c->reply->why;
+    int r;
+
+    in->req.kind = ENGINE_GENERATE;
+    in->req.special = rpc_get_bool(params, "special");
+    in->req.thinking = rpc_get_bool(params, "thinking");
+    r = rpc_dup_str(params, "model", &in->model, why);
+    if (!r)
+        r = get_prompt(params, in, why);
+    if (!r)
+        r = get_sample(params, in, why);
+    in->req.sample.bias = in->bias;
+    if (!r)
+        r = get_limits(params, in, g, why);
+
+    return err_up(r);
+}
+
+int rpc_generate(struct rpc_call *c) {
+    AUTO(gen_free) struct gen *g = calloc(1, sizeof *g);
+    struct input in = { 0 };
+    int r;
+
+    if (!g)
+        return err_new(-ENOMEM);
+
+    g->work.ops = &gen_ops;
+    g->server = c->server;
+    g->session = c->session->id;
+    stream_init(&g->stream, rpc_get_bool(c->params, "stream"), rpc_get_bool(c->params, "echo"),
+                wire_get(c->params, "logprobs") != NULL);
+    g->stall = evtimer_new(c->server->base, on_stall, g);
+    r = g->stall ? get_input(c, &in, g) : err_new(-ENOMEM);
+    if (!r)
+        r = work_submit(&g->work, c, in.model, &in.req);
+    input_deinit(&in);
+    if (r != RPC_LATER)
+        return err_up(r);
+
+    (void)snprintf(g->model, sizeof g->model, "%s", models_resident(c->server->models));
+    log_debug("gen", "session %ju: job %ju: submitted", (uintmax_t)g->session,
+              (uintmax_t)g->work.job.id);
+    (void)take(g); /* the engine's until it is done */
+    return RPC_LATER;
+}
+
+int rpc_generate_cancel(struct rpc_call *c) {
+    uint64_t id = rpc_get_uint(c->params, "id", 0);
+    struct session_call *call = id <= UINT32_MAX ? session_find(c->session, (uint32_t)id) : NULL;
+    bool cancelled = call != NULL;
+
+    if (call)
+        call->ops->stop(call, RPC_CANCELLED);
+    msgpack_pack_map(&c->reply->result_pk, 1);
+    rpc_pack_bool(&c->reply->result_pk, "cancelled", cancelled);
+    return 0;
+}

@@ -1,0 +1,416 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * rpc-model - model.* and job.*
+ */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/rpc-methods.h"
+#include "daemon/server.h"
+
+enum { RETRY_LOADING_MS = 1000 /* when to ask again while a model loads */ };
+
+static int no_such_model(struct rpc_call *c, const char *id) {
+    return id ? why_set(&c->reply->why, RPC_NO_SUCH_MODEL, "no model with the id %.100s", id)
+              : why_set(&c->reply->why, RPC_NO_SUCH_MODEL, "there is no model");
+}
+
+static int want_admin(struct rpc_call *c) {
+    if (session_is_admin(c->session))
+        return 0;
+
+    return why_set(&c->reply->why, RPC_ACCESS_DENIED,
+                   "only root and the service's own user may do this");
+}
+
+/* ---- list, availability ---- */
+
+int rpc_model_list(struct rpc_call *c) {
+    struct models *m = c->server->models;
+    const struct registry *files = models_files(m);
+    const char *def = models_default(m);
+    msgpack_packer *p = &c->reply->result_pk;
+
+    msgpack_pack_map(p, 1);
+    wire_pack_str(p, "models");
+    msgpack_pack_array(p, files->n);
+    for (size_t i = 0; i < files->n; i++) {
+        const struct registry_file *f = &files->file[i];
+
+        msgpack_pack_map(p, 5);
+        rpc_pack_str(p, "id", f->id);
+        rpc_pack_str(p, "path", f->path);
+        rpc_pack_uint(p, "size", f->size);
+        rpc_pack_str(p, "state", models_state_name(models_state(m, f->id)));
+        rpc_pack_bool(p, "default", def && strcmp(def, f->id) == 0);
+    }
+
+    return 0;
+}
+
+/* Of a model that is loaded, or could be: would a request find room? */
+static bool is_busy(struct models *m, const char *id, uint64_t *ret_ms) {
+    const char *resident = models_resident(m);
+    bool other = resident && strcmp(resident, id) != 0;
+    struct engine_status st;
+
+    models_engine(m, &st);
+    *ret_ms = st.step_usec ? st.step_usec * 100 / 1000 + 1 : RETRY_LOADING_MS;
+    return other ? models_n_job(m) > 0 || models_state(m, resident) == MODELS_LOADING
+                 : st.n_queue_max && st.n_queued >= st.n_queue_max;
+}
+
+static int pack_availability(struct rpc_call *c, const char *id) {
+    struct models *m = c->server->models;
+    enum models_state state = models_state(m, id);
+    msgpack_packer *p = &c->reply->result_pk;
+    struct engine_status st;
+    uint64_t ms;
+
+    if (state == MODELS_FAILED) {
+        msgpack_pack_map(p, 2);
+        rpc_pack_str(p, "state", "unavailable");
+        rpc_pack_str(p, "reason", models_reason(m));
+    } else if (state == MODELS_LOADING) {
+        models_engine(m, &st);
+        msgpack_pack_map(p, 3);
+        rpc_pack_str(p, "state", "loading");
+        rpc_pack_float(p, "progress",
+                       st.bytes_total ? (double)st.bytes_done / (double)st.bytes_total : 0);
+        rpc_pack_uint(p, "retry_after_ms", RETRY_LOADING_MS);
+    } else if (is_busy(m, id, &ms)) {
+        msgpack_pack_map(p, 2);
+        rpc_pack_str(p, "state", "busy");
+        rpc_pack_uint(p, "retry_after_ms", ms);
+    } else {
+        msgpack_pack_map(p, 1);
+        rpc_pack_str(p, "state", state == MODELS_LOADED ? "available" : "not-loaded");
+    }
+
+    return 0;
+}
+
+int rpc_model_availability(struct rpc_call *c) {
+    AUTO(free) char *id = NULL;
+    const struct registry_file *f;
+    int r;
+
+    r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    if (r)
+        return err_up(r);
+    f = models_find(c->server->models, id);
+    if (!f && id)
+        return no_such_model(c, id);
+    if (!f) {
+        msgpack_pack_map(&c->reply->result_pk, 2);
+        rpc_pack_str(&c->reply->result_pk, "state", "unavailable");
+        rpc_pack_str(&c->reply->result_pk, "reason", "there is no model");
+        return 0;
+    }
+
+    return err_up(pack_availability(c, f->id));
+}
+
+/* ---- show ---- */
+
+struct show {
+    msgpack_sbuffer meta, tensors, template;
+    msgpack_packer meta_pk, tensors_pk;
+    uint32_t n_meta, n_tensor;
+    bool has_template;
+};
+
+static void pack_text(msgpack_packer *p, const char *s, size_t n) {
+    msgpack_object o = { .type = MSGPACK_OBJECT_STR, .via.str = { (uint32_t)n, s } };
+
+    if (n <= WIRE_FRAME_MAX && wire_utf8(&o)) {
+        msgpack_pack_str(p, n);
+        msgpack_pack_str_body(p, s, n);
+    } else {
+        msgpack_pack_nil(p);
+    }
+}
+
+static void pack_value(msgpack_packer *p, const struct engine_value *v) {
+    switch (v->kind) {
+    case ENGINE_VALUE_UINT:
+        msgpack_pack_uint64(p, v->u);
+        break;
+    case ENGINE_VALUE_INT:
+        msgpack_pack_int64(p, v->i);
+        break;
+    case ENGINE_VALUE_FLOAT:
+        msgpack_pack_double(p, v->f);
+        break;
+    case ENGINE_VALUE_BOOL:
+        (void)(v->b ? msgpack_pack_true(p) : msgpack_pack_false(p));
+        break;
+    case ENGINE_VALUE_STR:
+        pack_text(p, v->s, v->n);
+        break;
+    }
+}
+
+static void on_meta(void *arg, const char *key, bool array, const struct engine_value *v,
+                    size_t n) {
+    struct show *s = arg;
+
+    if (strcmp(key, "tokenizer.chat_template") == 0 && !array && v->kind == ENGINE_VALUE_STR) {
+        s->has_template = msgpack_sbuffer_write(&s->template, v->s, v->n) == 0;
+        return;
+    }
+
+    s->n_meta++;
+    pack_text(&s->meta_pk, key, strlen(key));
+    if (array)
+        msgpack_pack_array(&s->meta_pk, n);
+    for (size_t i = 0; i < n; i++)
+        pack_value(&s->meta_pk, &v[i]);
+}
+
+static void on_tensor(void *arg, const struct engine_tensor *t) {
+    struct show *s = arg;
+    msgpack_packer *p = &s->tensors_pk;
+
+    s->n_tensor++;
+    msgpack_pack_map(p, 4);
+    wire_pack_str(p, "name");
+    pack_text(p, t->name, strlen(t->name));
+    rpc_pack_str(p, "type", t->type);
+    wire_pack_str(p, "shape");
+    msgpack_pack_array(p, t->n_dim);
+    for (uint32_t i = 0; i < t->n_dim; i++)
+        msgpack_pack_uint64(p, t->shape[i]);
+    rpc_pack_uint(p, "bytes", t->bytes);
+}
+
+static void pack_show(struct rpc_call *c, const struct registry_file *f, const struct show *s) {
+    bool tensors = rpc_get_bool(c->params, "tensors");
+    msgpack_packer *p = &c->reply->result_pk;
+
+    msgpack_pack_map(p, 5u + s->has_template + tensors);
+    rpc_pack_str(p, "id", f->id);
+    rpc_pack_str(p, "path", f->path);
+    rpc_pack_uint(p, "size", f->size);
+    rpc_pack_str(p, "state", models_state_name(models_state(c->server->models, f->id)));
+    wire_pack_str(p, "metadata");
+    msgpack_pack_map(p, s->n_meta);
+    (void)p->callback(p->data, s->meta.data, s->meta.size);
+    if (s->has_template) {
+        wire_pack_str(p, "chat_template");
+        pack_text(p, s->template.data, s->template.size);
+    }
+    if (tensors) {
+        wire_pack_str(p, "tensors");
+        msgpack_pack_array(p, s->n_tensor);
+        (void)p->callback(p->data, s->tensors.data, s->tensors.size);
+    }
+}
+
+int rpc_model_show(struct rpc_call *c) {
+    static const struct engine_describe_ops ops = { on_meta, on_tensor };
+    AUTO(free) char *id = NULL;
+    const struct registry_file *f;
+    struct show s = { 0 };
+    int r;
+
+    r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    if (r)
+        return err_up(r);
+    f = models_find(c->server->models, id);
+    if (!f)
+        return no_such_model(c, id);
+
+    msgpack_packer_init(&s.meta_pk, &s.meta, msgpack_sbuffer_write);
+    msgpack_packer_init(&s.tensors_pk, &s.tensors, msgpack_sbuffer_write);
+    r = engine_describe(f->path, &ops, &s, &c->reply->why);
+    if (!r)
+        pack_show(c, f, &s);
+    msgpack_sbuffer_destroy(&s.meta);
+    msgpack_sbuffer_destroy(&s.tensors);
+    msgpack_sbuffer_destroy(&s.template);
+    return r ? RPC_CORRUPT : 0;
+}
+
+/* ---- load, unload ---- */
+
+int rpc_model_load(struct rpc_call *c) {
+    struct models *m = c->server->models;
+    AUTO(free) char *id = NULL;
+    struct models_load *load;
+    int r;
+
+    r = want_admin(c);
+    if (!r)
+        r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    if (r)
+        return err_up(r);
+
+    r = models_load(m, id, c->session->uid, &load, &c->reply->why);
+    switch (r) {
+    case 0:
+        msgpack_pack_map(&c->reply->result_pk, 2);
+        rpc_pack_uint(&c->reply->result_pk, "job", load->id);
+        rpc_pack_str(&c->reply->result_pk, "state",
+                     models_state_name(models_state(m, models_resident(m))));
+        return 0;
+    case MODELS_NONE:
+        return RPC_NO_SUCH_MODEL;
+    case MODELS_BUSY:
+        msgpack_pack_map(&c->reply->data_pk, 2);
+        rpc_pack_uint(&c->reply->data_pk, "retry_after_ms", RETRY_LOADING_MS);
+        rpc_pack_uint(&c->reply->data_pk, "position", models_n_job(m));
+        return RPC_BUSY;
+    case MODELS_UNAVAILABLE:
+        return RPC_MODEL_UNAVAILABLE;
+    default:
+        return err_fold(r);
+    }
+}
+
+int rpc_model_unload(struct rpc_call *c) {
+    AUTO(free) char *id = NULL;
+    uint32_t n_job = 0;
+    int r;
+
+    r = want_admin(c);
+    if (!r)
+        r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    if (r)
+        return err_up(r);
+
+    r = models_unload(c->server->models, id, &n_job);
+    if (r == MODELS_NONE)
+        return no_such_model(c, id);
+    if (r == MODELS_BUSY) {
+        msgpack_pack_map(&c->reply->data_pk, 1);
+        rpc_pack_uint(&c->reply->data_pk, "position", n_job);
+        return why_set(&c->reply->why, RPC_BUSY, "%u requests have work there", n_job);
+    }
+    if (r)
+        return err_fold(r);
+
+    msgpack_pack_map(&c->reply->result_pk, 0);
+    return 0;
+}
+
+/* ---- jobs ---- */
+
+/* One job.wait. */
+struct wait {
+    struct session_call call;
+    struct models_waiter waiter;
+    const struct models_load *load;
+};
+
+#define WAIT_OF(ptr_, field_) ((struct wait *)((char *)(ptr_)-offsetof(struct wait, field_)))
+
+static void pack_ended(msgpack_packer *p, const struct models_load *load) {
+    static const char *const names[] = { "running", "done", "failed", "cancelled" };
+    bool reason = load->state != MODELS_LOAD_DONE && load->reason.text[0];
+
+    msgpack_pack_map(p, 1u + reason);
+    rpc_pack_str(p, "result", names[load->state]);
+    if (reason)
+        rpc_pack_str(p, "reason", load->reason.text);
+}
+
+static void wait_progress(struct models_waiter *waiter, uint64_t done, uint64_t total) {
+    struct wait *w = WAIT_OF(waiter, waiter);
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+
+    if (conn_pending(w->call.session->conn) >= CONN_HIGH)
+        return;
+
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    wire_pack_notify(&p, "job.progress");
+    msgpack_pack_map(&p, 4);
+    rpc_pack_uint(&p, "id", w->load->id);
+    rpc_pack_str(&p, "stage", "loading");
+    rpc_pack_uint(&p, "done", done);
+    rpc_pack_uint(&p, "total", total);
+    session_send(w->call.session, &buf);
+    msgpack_sbuffer_destroy(&buf);
+}
+
+static void wait_ended(struct models_waiter *waiter) {
+    struct wait *w = WAIT_OF(waiter, waiter);
+    struct rpc_reply reply;
+
+    rpc_reply_init(&reply);
+    pack_ended(&reply.result_pk, w->load);
+    session_answer(&w->call, &reply, 0);
+    rpc_reply_deinit(&reply);
+    free(w);
+}
+
+static void wait_gone(struct session_call *call) {
+    struct wait *w = WAIT_OF(call, call);
+
+    LIST_REMOVE(&w->waiter, link);
+    free(w);
+}
+
+static void wait_stop(struct session_call *call, int code) {
+    struct rpc_reply reply;
+
+    rpc_reply_init(&reply);
+    (void)why_set(&reply.why, 0, "the request was ended before the job");
+    session_answer(call, &reply, code);
+    rpc_reply_deinit(&reply);
+    wait_gone(call);
+}
+
+static const struct session_call_ops wait_ops = { wait_gone, wait_stop, NULL };
+
+static int find_load(struct rpc_call *c, struct models_load **ret_load) {
+    uint64_t id = rpc_get_uint(c->params, "id", 0);
+
+    *ret_load = models_load_find(c->server->models, id);
+    return *ret_load ? 0 : why_set(&c->reply->why, RPC_NO_SUCH_JOB, "no job %ju", (uintmax_t)id);
+}
+
+int rpc_job_wait(struct rpc_call *c) {
+    struct models_load *load;
+    struct wait *w;
+    int r;
+
+    r = find_load(c, &load);
+    if (r)
+        return err_up(r);
+    if (load->state != MODELS_LOAD_RUNNING) {
+        pack_ended(&c->reply->result_pk, load);
+        return 0;
+    }
+
+    w = calloc(1, sizeof *w);
+    if (!w)
+        return err_new(-ENOMEM);
+    w->load = load;
+    w->waiter.progress = wait_progress;
+    w->waiter.ended = wait_ended;
+    LIST_INSERT_HEAD(&load->waiters, &w->waiter, link);
+    session_owe(c->session, &w->call, c->msgid, &wait_ops);
+    return RPC_LATER;
+}
+
+int rpc_job_cancel(struct rpc_call *c) {
+    struct models_load *load;
+    bool cancelled;
+    int r;
+
+    r = find_load(c, &load);
+    if (r)
+        return err_up(r);
+    if (load->uid != c->session->uid && (r = want_admin(c)))
+        return err_up(r);
+
+    cancelled = models_load_cancel(c->server->models, load);
+    msgpack_pack_map(&c->reply->result_pk, 1);
+    rpc_pack_bool(&c->reply->result_pk, "cancelled", cancelled);
+    return 0;
+}

@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * rpc-server - server.info, server.status, client.hello
+ */
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/rpc-methods.h"
+#include "daemon/rpc.h"
+#include "daemon/server.h"
+#include "engine/base/log.h"
+
+enum { NAME_SHOWN = 64 }; /* bytes of a client's name that go to the log */
+
+int rpc_server_info(struct rpc_call *c) {
+    rpc_pack_info(&c->reply->result_pk, c->session->id);
+    return 0;
+}
+
+static void log_hello(const struct rpc_call *c) {
+    char name[NAME_SHOWN + 1] = "";
+    size_t n;
+    const char *s = rpc_get_str(c->params, "name", &n);
+
+    for (size_t i = 0; i < n && i < NAME_SHOWN; i++)
+        name[i] = (unsigned char)s[i] < ' ' ? '?' : s[i];
+    log_info("session", "session %ju: user %u, process %d: %s", (uintmax_t)c->session->id,
+             (unsigned)c->session->uid, (int)c->session->pid, name);
+}
+
+int rpc_client_hello(struct rpc_call *c) {
+    uint64_t level = rpc_get_uint(c->params, "api_level", RPC_API_LEVEL);
+    msgpack_packer *p = &c->reply->result_pk;
+
+    if (level < RPC_API_COMPATIBLE || level > RPC_API_LEVEL) {
+        msgpack_pack_map(&c->reply->data_pk, 2);
+        rpc_pack_uint(&c->reply->data_pk, "min", RPC_API_COMPATIBLE);
+        rpc_pack_uint(&c->reply->data_pk, "max", RPC_API_LEVEL);
+        return why_set(&c->reply->why, RPC_NOT_SUPPORTED, "api_level: %d to %d is served",
+                       RPC_API_COMPATIBLE, RPC_API_LEVEL);
+    }
+
+    log_hello(c);
+    msgpack_pack_map(p, 2);
+    rpc_pack_uint(p, "api_level", RPC_API_LEVEL);
+    wire_pack_str(p, "limits");
+    msgpack_pack_map(p, 6);
+    rpc_pack_uint(p, "frame_bytes", WIRE_FRAME_MAX);
+    rpc_pack_uint(p, "depth", WIRE_DEPTH_MAX);
+    rpc_pack_uint(p, "elements", WIRE_ELEMENT_MAX);
+    rpc_pack_uint(p, "outstanding", WIRE_OUTSTANDING_MAX);
+    rpc_pack_uint(p, "connections", WIRE_CONN_MAX);
+    rpc_pack_uint(p, "frame_usec", WIRE_FRAME_USEC);
+    return 0;
+}
+
+/* Bytes of this process in memory, the mapped file's pages included. */
+static uint64_t resident_bytes(void) {
+    unsigned long pages = 0;
+    FILE *f = fopen("/proc/self/statm", "re");
+
+    if (!f)
+        return 0;
+    if (fscanf(f, "%*s %lu", &pages) != 1)
+        pages = 0;
+    (void)fclose(f);
+    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
+}
+
+static const char *state_name(const struct server *s, const char *model) {
+    if (s->stopping)
+        return "stopping";
+    if (!model)
+        return "empty";
+
+    switch (models_state(s->models, model)) {
+    case MODELS_LOADED:
+        return "ready";
+    case MODELS_FAILED:
+        return "failed";
+    default:
+        return "loading";
+    }
+}
+
+static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
+    const struct model_info *info = models_info(c->server->models);
+    msgpack_packer *p = &c->reply->result_pk;
+
+    wire_pack_str(p, "memory");
+    msgpack_pack_map(p, 3);
+    rpc_pack_uint(p, "resident", resident_bytes());
+    rpc_pack_uint(p, "weights", info ? info->weight_bytes : 0);
+    rpc_pack_uint(p, "kv", st->kv_bytes);
+    rpc_pack_uint(p, "threads", st->n_worker);
+    rpc_pack_str(p, "tier", st->tier ? st->tier : "");
+    wire_pack_str(p, "queue");
+    msgpack_pack_map(p, 3);
+    rpc_pack_uint(p, "running", st->n_running);
+    rpc_pack_uint(p, "waiting", st->n_queued);
+    rpc_pack_uint(p, "max", st->n_queue_max ? st->n_queue_max : c->server->config->queue);
+    rpc_pack_uint(p, "connections", c->server->n_session);
+    wire_pack_str(p, "tokens");
+    msgpack_pack_map(p, 2);
+    rpc_pack_uint(p, "prompt", st->n_prompt_token);
+    rpc_pack_uint(p, "generated", st->n_token);
+}
+
+int rpc_server_status(struct rpc_call *c) {
+    struct models *m = c->server->models;
+    const char *model = models_resident(m);
+    bool failed = model && models_state(m, model) == MODELS_FAILED;
+    bool loading = model && models_state(m, model) == MODELS_LOADING;
+    msgpack_packer *p = &c->reply->result_pk;
+    struct engine_status st;
+
+    models_engine(m, &st);
+    msgpack_pack_map(p, 10u + (model != NULL) + failed + loading);
+    rpc_pack_str(p, "state", state_name(c->server, model));
+    if (failed)
+        rpc_pack_str(p, "reason", models_reason(m));
+    rpc_pack_str(p, "version", MOE_VERSION);
+    rpc_pack_uint(p, "pid", (uint64_t)getpid());
+    rpc_pack_uint(p, "uptime_us", clock_usec() - c->server->started_usec);
+    if (model)
+        rpc_pack_str(p, "model", model);
+    if (loading)
+        rpc_pack_float(p, "progress",
+                       st.bytes_total ? (double)st.bytes_done / (double)st.bytes_total : 0);
+    pack_numbers(c, &st);
+    return 0;
+}

@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <event2/event.h>
+#include <event2/listener.h>
+#include <event2/util.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "daemon/notify.h"
+#include "daemon/server.h"
+#include "engine/base/log.h"
+
+enum { SERVER_RETRY_USEC = 1000000 };
+
+static uint32_t n_session_of(const struct server *s, uid_t uid) {
+    const struct session *at;
+    uint32_t n = 0;
+
+    for (at = LIST_FIRST(&s->sessions); at; at = LIST_NEXT(at, link))
+        n += at->uid == uid;
+
+    return n;
+}
+
+int server_adopt(struct server *s, int fd) {
+    struct ucred peer = { .uid = (uid_t)-1 };
+    socklen_t n_peer = sizeof peer;
+    AUTO(close) int own = fd;
+    struct session *session;
+    uint32_t n;
+    int r;
+
+    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n_peer) < 0)
+        return err_new(-errno);
+    if (evutil_make_socket_nonblocking(fd) < 0)
+        return err_new(-errno);
+    n = n_session_of(s, peer.uid);
+    r = session_new(&session, s, fd, peer.uid, peer.pid);
+    if (r)
+        return err_up(r);
+
+    (void)take_fd(&own);
+    LIST_INSERT_HEAD(&s->sessions, session, link);
+    session->id = ++s->next_session;
+    s->n_session++;
+    log_debug("server", "session %ju: user %u, process %d", (uintmax_t)session->id,
+              (unsigned)peer.uid, (int)peer.pid);
+    if (s->stopping)
+        session_refuse(session, RPC_SHUTTING_DOWN, "the service is stopping");
+    else if (n >= WIRE_CONN_MAX)
+        session_refuse(session, RPC_QUOTA_EXCEEDED, "16 connections a user is the limit");
+    else if (s->n_session > s->config->max_connections)
+        session_refuse(session, RPC_QUOTA_EXCEEDED, "the service has too many connections");
+
+    return 0;
+}
+
+void server_forget(struct server *s, struct session *session) {
+    log_debug("server", "session %ju: closed", (uintmax_t)session->id);
+    LIST_REMOVE(session, link);
+    s->n_session--;
+    if (s->stopping && !s->n_session)
+        (void)event_base_loopbreak(s->base);
+}
+
+/* ---- listening ---- */
+
+static void on_accept(struct evconnlistener *l, evutil_socket_t fd, struct sockaddr *addr, int n,
+                      void *arg) {
+    int r = server_adopt(arg, fd);
+
+    if (r)
+        log_warning("server", "a connection is lost: %s", strerror(-r));
+}
+
+/* Out of descriptors: a listener that stays readable would spin. */
+static void on_accept_error(struct evconnlistener *l, void *arg) {
+    struct timeval tv = clock_timeval(SERVER_RETRY_USEC);
+    struct server *s = arg;
+
+    log_warning("server", "cannot accept: %s", strerror(errno));
+    for (uint32_t i = 0; i < s->n_listener; i++)
+        (void)evconnlistener_disable(s->listener[i]);
+    (void)event_add(s->accept_timer, &tv);
+}
+
+static void on_accept_again(evutil_socket_t fd, short what, void *arg) {
+    struct server *s = arg;
+
+    for (uint32_t i = 0; i < s->n_listener; i++)
+        (void)evconnlistener_enable(s->listener[i]);
+}
+
+int server_listen(struct server *s, int fd) {
+    struct evconnlistener *l;
+
+    if (s->n_listener == SERVER_LISTENER_MAX)
+        return err_new(-ENOSPC);
+    l = evconnlistener_new(s->base, on_accept, s, LEV_OPT_CLOSE_ON_FREE | LEV_OPT_CLOSE_ON_EXEC, 0,
+                           fd);
+    if (!l)
+        return err_new(-ENOMEM);
+
+    evconnlistener_set_error_cb(l, on_accept_error);
+    s->listener[s->n_listener++] = l;
+    return 0;
+}
+
+static void close_listeners(struct server *s) {
+    while (s->n_listener)
+        evconnlistener_free(s->listener[--s->n_listener]);
+}
+
+/* ---- life ---- */
+
+static void on_stop_timer(evutil_socket_t fd, short what, void *arg) {
+    struct server *s = arg;
+
+    log_warning("server", "%u clients did not take their last answers", s->n_session);
+    (void)event_base_loopbreak(s->base);
+}
+
+void server_stop(struct server *s) {
+    struct timeval tv = clock_timeval(SERVER_STOP_USEC);
+    struct session *at, *next;
+
+    if (s->stopping) { /* asked twice: now */
+        (void)event_base_loopbreak(s->base);
+        return;
+    }
+
+    s->stopping = true;
+    notify_stopping();
+    log_info("server", "stopping, %u clients", s->n_session);
+    (void)event_del(s->accept_timer);
+    close_listeners(s);
+    (void)event_add(s->stop_timer, &tv);
+    for (at = LIST_FIRST(&s->sessions); at; at = next) {
+        next = LIST_NEXT(at, link);
+        session_stop(at, RPC_SHUTTING_DOWN);
+    }
+    if (!s->n_session)
+        (void)event_base_loopbreak(s->base);
+}
+
+void server_reconfigure(struct server *s, struct config *config) {
+    models_reconfigure(s->models, config);
+    (void)config_free(s->config);
+    s->config = config;
+}
+
+struct server *server_free(struct server *s) {
+    if (!s)
+        return NULL;
+
+    close_listeners(s);
+    while (!LIST_EMPTY(&s->sessions))
+        (void)session_free(LIST_FIRST(&s->sessions));
+    (void)models_free(s->models);
+    if (s->stop_timer)
+        event_free(s->stop_timer);
+    if (s->accept_timer)
+        event_free(s->accept_timer);
+    (void)config_free(s->config);
+    free(s);
+
+    return NULL;
+}
+
+int server_new(struct server **ret_server, struct event_base *base, struct config *config) {
+    AUTO(server_free) struct server *s = calloc(1, sizeof *s);
+    int r;
+
+    if (!s) {
+        (void)config_free(config);
+        return err_new(-ENOMEM);
+    }
+
+    s->base = base;
+    s->config = config;
+    s->started_usec = clock_usec();
+    LIST_INIT(&s->sessions);
+    s->stop_timer = evtimer_new(base, on_stop_timer, s);
+    s->accept_timer = evtimer_new(base, on_accept_again, s);
+    if (!s->stop_timer || !s->accept_timer)
+        return err_new(-ENOMEM);
+    r = models_new(&s->models, base, config);
+    if (r)
+        return err_up(r);
+
+    *ret_server = take(s);
+    return 0;
+}

@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * server - the clients of the daemon and the models they share
+ *
+ * Owner: the daemon thread.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/clock.h"
+#include "daemon/config.h"
+#include "daemon/models.h"
+#include "daemon/session.h"
+
+struct event_base;
+struct event;
+
+enum {
+    SERVER_LISTENER_MAX = 16,
+    SERVER_STOP_USEC = 4000000, /* what clients get to take their last answers */
+};
+
+struct server {
+    struct event_base *base;
+    struct config *config;
+    struct models *models;
+    struct session_list sessions;
+    uint32_t n_session;
+    uint64_t next_session;
+    usec_t started_usec;
+    bool stopping;
+
+    struct evconnlistener *listener[SERVER_LISTENER_MAX];
+    uint32_t n_listener;
+    struct event *stop_timer, *accept_timer;
+};
+
+/* Takes @config, also on failure. */
+int server_new(struct server **ret_server, struct event_base *base, struct config *config);
+struct server *server_free(struct server *s);
+AUTO_DEFINE(struct server *, server_free)
+
+/* Accept clients on a listening socket; takes @fd on success. */
+int server_listen(struct server *s, int fd);
+/* Serve a connected socket; takes @fd in any case. */
+int server_adopt(struct server *s, int fd);
+
+/* Takes @config. */
+void server_reconfigure(struct server *s, struct config *config);
+
+/* Take no more clients, end every request with ShuttingDown, and leave the event loop when all is
+ * said, or after SERVER_STOP_USEC. */
+void server_stop(struct server *s);
+
+/* A session ended and is no longer linked. */
+void server_forget(struct server *s, struct session *session);
