@@ -773,6 +773,7 @@ int main(int argc, char **argv) {
             tables[n_tier] = tables[n_tier ? n_tier - 1 : 0];
             t->use(&tables[n_tier]);
             tiers[n_tier++] = t;
+            print_message("tier %s\n", t->name);
         }
     if (argc > 1 && !strcmp(argv[1], "--bench"))
         return bench();
