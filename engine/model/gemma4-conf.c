@@ -226,6 +226,7 @@ int gemma4_conf_read(struct gemma4_conf *c, const struct gguf *g, struct why *wh
     if (!embd)
         return why_set(why, MODEL_BAD, "token_embd.weight: missing");
 
+    check_unknown(&rd);
     read_u32(&rd, "block_count", 1, GEMMA4_LAYER_MAX, &c->n_layer);
     read_u32(&rd, "embedding_length", 1, DIM_MAX, &c->n_embd);
     read_u32(&rd, "context_length", 1, CONTEXT_MAX, &c->n_ctx);
@@ -237,7 +238,6 @@ int gemma4_conf_read(struct gemma4_conf *c, const struct gguf *g, struct why *wh
     if (!rd.r && n > 0)
         bad(&rd, "layers that share keys and values are not computed",
             "attention.shared_kv_layers");
-    check_unknown(&rd);
 
     read_f32(&rd, "attention.layer_norm_rms_epsilon", FLT_MIN, 1e-2f, &c->eps);
     read_f32_or(&rd, "final_logit_softcapping", 0, FLT_MAX, 30, &c->softcap);

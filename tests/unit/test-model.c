@@ -1,0 +1,551 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine/model/model.h"
+
+#define assert_near(a_, b_, tol_) assert_true(fabs((double)(a_) - (double)(b_)) <= (tol_))
+
+/* Models come from tests/mk-model.py; MK_MODEL is the command. What they compute is compared with
+ * a reference in tests/golden; here: that results do not depend on how work is cut, that a bad file
+ * is refused with a sentence, that a step can be stopped. */
+
+enum { N_TOK = 40, N_CTX = 128, N_BATCH = 40, N_SEQ = 3 };
+
+static char dir[] = "/tmp/test-model-XXXXXX";
+static struct kern kern;
+static struct topo *topo;
+
+/* @args: SHAPE MIX, and @more: options */
+static void make(const char *name, const char *args, const char *more) {
+    char cmd[512];
+
+    snprintf(cmd, sizeof cmd, MK_MODEL " %s %s/%s.gguf %s", args, dir, name, more);
+    assert_int_equal(system(cmd), 0);
+}
+
+struct setup {
+    struct pool *pool;
+    struct gguf *gguf;
+    struct model *model;
+    struct kvcache *kv;
+};
+
+static struct model_options options(void) {
+    return (struct model_options){
+        .n_ctx = N_CTX, .n_batch = N_BATCH, .n_out = N_BATCH, .no_blas = true
+    };
+}
+
+static int try_model(struct setup *s, const char *name, uint32_t n_worker,
+                     const struct model_options *opt, struct why *why) {
+    char path[256];
+    int r;
+
+    *s = (struct setup){ 0 };
+    snprintf(path, sizeof path, "%s/%s.gguf", dir, name);
+    assert_int_equal(pool_new(&s->pool, topo, n_worker), 0);
+    r = gguf_open(&s->gguf, path, why);
+    assert_int_equal(r, 0);
+
+    return model_new(&s->model, s->gguf, &kern, s->pool, opt, why);
+}
+
+static void tear_down(struct setup *s) {
+    kvcache_free(s->kv);
+    model_free(s->model);
+    gguf_free(s->gguf);
+    pool_free(s->pool);
+}
+
+static void set_up(struct setup *s, const char *name, uint32_t n_worker, bool exact) {
+    struct model_options opt = options();
+    struct kv_shape shape;
+    struct why why;
+
+    opt.exact = exact;
+    if (try_model(s, name, n_worker, &opt, &why) != 0)
+        fail_msg("%s: %s", name, why.text);
+    model_kv_shape(s->model, N_SEQ, QUANT_F16, &shape);
+    assert_int_equal(kvcache_new(&s->kv, &shape), 0);
+}
+
+static int32_t token(uint32_t seq, pos_t pos) {
+    return (int32_t)((pos * 37 + seq * 101 + pos * pos * 5) % 900);
+}
+
+/* Evaluate @n rows of sequences and positions as given; logits of all to @ret [n][n_vocab]. */
+static void step(struct setup *s, const uint32_t *seq, const pos_t *pos, uint32_t n, float *ret) {
+    uint32_t n_vocab = model_info(s->model)->n_vocab;
+    struct model_row row[N_BATCH];
+    const float *logits;
+
+    for (uint32_t i = 0; i < n; i++) {
+        assert_int_equal(kvcache_n(s->kv, seq[i]), pos[i]);
+        assert_int_equal(kvcache_reserve(s->kv, seq[i], 1), 0);
+        row[i] = (struct model_row){
+            .tok = token(seq[i], pos[i]), .seq = seq[i], .pos = pos[i], .out = true
+        };
+    }
+    assert_int_equal(model_step(s->model, s->kv, row, n, NULL, &logits), 0);
+    memcpy(ret, logits, sizeof *ret * n * n_vocab);
+}
+
+/* The logits of N_TOK positions of sequence @seq, @chunk positions a step. */
+static float *alone(struct setup *s, uint32_t seq, uint32_t chunk) {
+    uint32_t n_vocab = model_info(s->model)->n_vocab;
+    float *ret = malloc(sizeof *ret * N_TOK * n_vocab);
+
+    assert_non_null(ret);
+    for (pos_t at = 0; at < N_TOK; at += chunk) {
+        uint32_t n = N_TOK - at < chunk ? N_TOK - at : chunk, seqs[N_BATCH];
+        pos_t pos[N_BATCH];
+
+        for (uint32_t i = 0; i < n; i++) {
+            seqs[i] = seq;
+            pos[i] = at + i;
+        }
+        step(s, seqs, pos, n, ret + (size_t)at * n_vocab);
+    }
+    assert_int_equal(kvcache_truncate(s->kv, seq, 0), 0);
+
+    return ret;
+}
+
+/* Three sequences in mixed steps: rows one by one, and runs of several; sequence @seq is @want. */
+static void mixed(struct setup *s, uint32_t seq, const float *want) {
+    uint32_t n_vocab = model_info(s->model)->n_vocab, turn = 0;
+    float *got = malloc(sizeof *got * N_BATCH * n_vocab);
+    pos_t at[N_SEQ] = { 0 };
+
+    assert_non_null(got);
+    while (at[0] < N_TOK || at[1] < N_TOK || at[2] < N_TOK) {
+        uint32_t seqs[N_BATCH], n = 0;
+        pos_t pos[N_BATCH];
+
+        turn++;
+        for (uint32_t q = 0; q < N_SEQ; q++)
+            for (uint32_t run = (turn * 7 + q * 5) % 6; run > 0 && at[q] < N_TOK; run--) {
+                seqs[n] = q;
+                pos[n++] = at[q]++;
+            }
+        if (n == 0)
+            continue;
+        step(s, seqs, pos, n, got);
+        for (uint32_t i = 0; i < n; i++)
+            if (seqs[i] == seq)
+                assert_memory_equal(got + (size_t)i * n_vocab, want + (size_t)pos[i] * n_vocab,
+                                    n_vocab * sizeof *got);
+    }
+    for (uint32_t q = 0; q < N_SEQ; q++)
+        assert_int_equal(kvcache_truncate(s->kv, q, 0), 0);
+    free(got);
+}
+
+static void same_bits(const char *name) {
+    float *want = NULL;
+    size_t size = 0;
+
+    for (uint32_t n_worker = 1; n_worker <= 3; n_worker++) {
+        static const uint32_t chunk[] = { N_TOK, 1, 7, 16 };
+        struct setup s;
+
+        set_up(&s, name, n_worker, false);
+        size = sizeof *want * N_TOK * model_info(s.model)->n_vocab;
+        for (size_t i = 0; i < sizeof chunk / sizeof *chunk; i++) {
+            float *got = alone(&s, 1, chunk[i]);
+
+            if (want) {
+                assert_memory_equal(got, want, size);
+                free(got);
+            } else {
+                want = got;
+            }
+        }
+        mixed(&s, 1, want);
+        tear_down(&s);
+    }
+    free(want);
+}
+
+static void test_same_bits_mixed_formats(void **state) {
+    same_bits("odd");
+}
+
+static void test_same_bits_float(void **state) {
+    same_bits("f16");
+}
+
+static void test_same_bits_dense(void **state) {
+    same_bits("dense");
+}
+
+/* Experts in one matrix or in two: the same weights, so the same bits. */
+static void test_split_experts(void **state) {
+    struct setup s;
+    float *a, *b;
+
+    set_up(&s, "odd", 2, false);
+    a = alone(&s, 0, 16);
+    size_t size = sizeof *a * N_TOK * model_info(s.model)->n_vocab;
+
+    tear_down(&s);
+    set_up(&s, "split", 2, false);
+    b = alone(&s, 0, 16);
+    tear_down(&s);
+    assert_memory_equal(a, b, size);
+    free(a);
+    free(b);
+}
+
+/* Truncating and going on is as if the tokens had never been. */
+static void test_truncate(void **state) {
+    struct setup s;
+    const uint32_t zero[8] = { 0 };
+    const pos_t first[4] = { 0, 1, 2, 3 }, again[2] = { 2, 3 };
+
+    set_up(&s, "odd", 1, false);
+    uint32_t n = model_info(s.model)->n_vocab;
+    float *a = malloc(4 * n * sizeof *a), *b = malloc(4 * n * sizeof *b);
+
+    step(&s, zero, first, 4, a);
+    assert_int_equal(kvcache_truncate(s.kv, 0, 2), 0);
+    step(&s, zero, again, 2, b);
+    assert_memory_equal(a + 2 * n, b, 2 * n * sizeof *a);
+    free(a);
+    free(b);
+    tear_down(&s);
+}
+
+/* int8 activations stay close to float ones: a layer at a time, from the same input. */
+struct seen {
+    float *x;
+    uint32_t n_layer, n, n_probs;
+};
+
+static void see(void *arg, uint32_t layer, const char *what, const float *x, uint32_t n_row,
+                uint32_t n_col) {
+    struct seen *s = arg;
+
+    if (strcmp(what, "probs") == 0) {
+        double sum = 0;
+
+        for (uint32_t i = 0; i < n_row * n_col; i++)
+            sum += (double)x[i];
+        assert_near(sum / (double)n_row, 1, 1e-5);
+        s->n_probs++;
+    } else if (strcmp(what, "attn") != 0) {
+        size_t at = strcmp(what, "embd") == 0 ? 0 : layer + 1;
+
+        s->n = n_row * n_col;
+        memcpy(s->x + at * s->n, x, s->n * sizeof *x);
+    }
+}
+
+static void test_layers(void **state) {
+    enum { N = 5 };
+    const uint32_t seqs[N] = { 0 };
+    const pos_t pos[N] = { 0, 1, 2, 3, 4 };
+    struct setup exact, fast;
+    struct model_row row[N];
+
+    set_up(&exact, "dense", 2, true);
+    set_up(&fast, "dense", 2, false);
+    const struct model_info *info = model_info(exact.model);
+    struct seen seen = { .x = malloc(sizeof(float) * (info->n_layer + 1) * N * info->n_embd) };
+    float *logits = malloc(sizeof *logits * N * info->n_vocab);
+    float *y = malloc(sizeof *y * N * info->n_embd);
+
+    model_trace(exact.model, see, &seen);
+    step(&exact, seqs, pos, N, logits);
+    assert_int_equal(kvcache_reserve(fast.kv, 0, N), 0);
+    for (uint32_t i = 0; i < N; i++)
+        row[i] = (struct model_row){ .tok = token(0, i), .pos = i };
+    for (uint32_t l = 0; l < info->n_layer; l++) {
+        double diff = 0, sq = 0;
+
+        memcpy(y, seen.x + (size_t)l * seen.n, seen.n * sizeof *y);
+        assert_int_equal(model_layer(fast.model, fast.kv, l, row, N, y), 0);
+        for (uint32_t i = 0; i < seen.n; i++) {
+            double want = (double)seen.x[(size_t)(l + 1) * seen.n + i];
+
+            diff += (y[i] - want) * (y[i] - want);
+            sq += want * want;
+        }
+        assert_true(sqrt(diff / sq) < 1e-2);
+        assert_true(diff > 0); /* it is not the exact path in disguise */
+    }
+    free(seen.x);
+    free(logits);
+    free(y);
+    tear_down(&exact);
+    tear_down(&fast);
+}
+
+static void test_trace_routes(void **state) {
+    const uint32_t seqs[2] = { 0 };
+    const pos_t pos[2] = { 0, 1 };
+    struct setup s;
+
+    set_up(&s, "odd", 1, false);
+    const struct model_info *info = model_info(s.model);
+    struct seen seen = { .x = malloc(sizeof(float) * (info->n_layer + 1) * 2 * info->n_embd) };
+    float *logits = malloc(sizeof *logits * 2 * info->n_vocab);
+
+    model_trace(s.model, see, &seen);
+    step(&s, seqs, pos, 2, logits);
+    assert_int_equal(seen.n_probs, info->n_layer);
+    free(seen.x);
+    free(logits);
+    tear_down(&s);
+}
+
+static void test_stop(void **state) {
+    struct model_row row = { .tok = 5, .out = true };
+    atomic_bool stop = true;
+    const float *logits;
+    struct setup s;
+
+    set_up(&s, "odd", 2, false);
+    assert_int_equal(kvcache_reserve(s.kv, 0, 1), 0);
+    assert_int_equal(model_step(s.model, s.kv, &row, 1, &stop, &logits), MODEL_STOPPED);
+    stop = false;
+    assert_int_equal(model_step(s.model, s.kv, &row, 1, &stop, &logits), 0);
+    tear_down(&s);
+}
+
+static void test_info(void **state) {
+    struct setup s;
+    const struct model_info *i;
+
+    set_up(&s, "odd", 1, false);
+    i = model_info(s.model);
+    assert_string_equal(i->arch, "gemma4");
+    assert_string_equal(i->name, "random-odd");
+    assert_int_equal(i->n_layer, 7);
+    assert_int_equal(i->n_embd, 160);
+    assert_int_equal(i->n_vocab, 1003);
+    assert_int_equal(i->n_ctx_train, 1024);
+    assert_int_equal(i->n_ctx, N_CTX);
+    assert_int_equal(i->n_expert, 12);
+    assert_int_equal(i->n_expert_used, 3);
+    assert_int_equal(i->window, 7);
+    assert_true(i->token_bytes > 0 && i->token_bytes < i->weight_bytes);
+    assert_true(i->step_bytes > 0);
+    tear_down(&s);
+
+    /* dense: every weight is read for every token, of the embedding one row more; rope_freqs and
+     * output scales, 4 bytes each, are not counted */
+    set_up(&s, "dense", 1, false);
+    i = model_info(s.model);
+    assert_int_equal(i->n_expert, 0);
+    assert_string_equal(i->quant, "Q8_0");
+    assert_int_equal(i->token_bytes, i->weight_bytes + 160 / 32 * 34 - 32 * 4 - 7 * 4);
+    tear_down(&s);
+}
+
+/* ---- files that do not describe a model ---- */
+
+static char *bytes;
+static size_t n_bytes;
+
+/* The file's bytes after the one occurrence of @text. */
+static char *after(const char *text) {
+    char *p = memmem(bytes, n_bytes, text, strlen(text));
+
+    assert_non_null(p);
+    return p + strlen(text);
+}
+
+static void load_bytes(const char *name) {
+    char path[256];
+    FILE *f;
+
+    snprintf(path, sizeof path, "%s/%s.gguf", dir, name);
+    f = fopen(path, "r");
+    assert_non_null(f);
+    free(bytes);
+    bytes = malloc(16 << 20);
+    assert_non_null(bytes);
+    n_bytes = fread(bytes, 1, 16 << 20, f);
+    assert_true(feof(f));
+    fclose(f);
+}
+
+/* The patched file is refused, and the sentence has @word. */
+static void refused(const char *word) {
+    struct model_options opt = options();
+    struct why why = { "" };
+    struct setup s;
+    char path[256];
+    FILE *f;
+
+    snprintf(path, sizeof path, "%s/bad.gguf", dir);
+    f = fopen(path, "w");
+    assert_non_null(f);
+    assert_int_equal(fwrite(bytes, 1, n_bytes, f), n_bytes);
+    assert_int_equal(fclose(f), 0);
+    int r = try_model(&s, "bad", 1, &opt, &why);
+
+    if (r != MODEL_BAD || !strstr(why.text, word))
+        fail_msg("want a sentence with \"%s\", got %d \"%s\"", word, r, why.text);
+    tear_down(&s);
+}
+
+static void refused_u32(const char *key, uint32_t v, const char *word) {
+    char keep[4], *at = after(key) + 4; /* past the type */
+
+    memcpy(keep, at, 4);
+    memcpy(at, &v, 4);
+    refused(word);
+    memcpy(at, keep, 4);
+}
+
+static void refused_f32(const char *key, float f, const char *word) {
+    uint32_t v;
+
+    memcpy(&v, &f, 4);
+    refused_u32(key, v, word);
+}
+
+static void test_bad_numbers(void **state) {
+    load_bytes("odd");
+    refused_u32("gemma4.block_count", 0, "block_count");
+    refused_u32("gemma4.block_count", 513, "block_count");
+    refused_u32("gemma4.block_count", 6, "has 7 elements"); /* arrays no longer fit */
+    refused_u32("gemma4.embedding_length", 0, "embedding_length");
+    refused_u32("gemma4.embedding_length", 192, "token_embd.weight");
+    refused_u32("gemma4.context_length", 0, "context_length");
+    refused_u32("gemma4.feed_forward_length", 1u << 31, "feed_forward_length");
+    refused_u32("gemma4.attention.head_count", 7, "head_count");
+    refused_u32("gemma4.attention.key_length", 63, "key_length");
+    refused_u32("gemma4.attention.value_length", 32, "value_length");
+    refused_u32("gemma4.rope.dimension_count", 16, "rope.dimension_count");
+    refused_u32("gemma4.attention.sliding_window", 0, "sliding_window");
+    refused_u32("gemma4.attention.shared_kv_layers", 2, "share keys and values");
+    refused_u32("gemma4.embedding_length_per_layer_input", 256, "per-layer embeddings");
+    refused_u32("gemma4.expert_count", 513, "expert_count");
+    refused_u32("gemma4.expert_used_count", 13, "expert_used_count");
+    refused_u32("gemma4.expert_used_count", 0, "expert_used_count");
+    refused_f32("gemma4.attention.layer_norm_rms_epsilon", 0, "epsilon");
+    refused_f32("gemma4.attention.layer_norm_rms_epsilon", NAN, "epsilon");
+    refused_f32("gemma4.rope.freq_base", -1, "freq_base");
+    refused_f32("gemma4.rope.freq_base_swa", INFINITY, "freq_base_swa");
+    refused_f32("gemma4.final_logit_softcapping", -1, "softcapping");
+}
+
+/* Overwrites @old, wherever it first occurs, with @new of the same length. */
+static void refused_text(const char *old, const char *new, const char *word) {
+    char *at = after(old) - strlen(old);
+
+    assert_int_equal(strlen(old), strlen(new));
+    memcpy(at, new, strlen(new));
+    refused(word);
+    memcpy(at, old, strlen(old));
+}
+
+static void test_bad_keys(void **state) {
+    load_bytes("odd");
+    refused_text("gemma4.block_count", "gemma4.block_coxnt", "gemma4.block_count: missing");
+    refused_text("gemma4.context_length", "gemma4.attention.fooo", "attention.fooo");
+    refused_text("gemma4.context_length", "gemma4.context_lengtx", "context_length: missing");
+    refused_text("gemma4.rope.freq_base_swa", "gemma4.rope.scaling.type.", "rope.scaling.type.");
+    memcpy(after("general.architecture") + 12, "gemma5", 6);
+    refused("\"gemma5\"");
+}
+
+static void test_bad_tensors(void **state) {
+    load_bytes("odd");
+    refused_text("blk.2.attn_q.weight", "blk.2.attn_x.weight", "blk.2.attn_q.weight: missing");
+    refused_text("blk.0.ffn_norm.weight", "blk.0.ffn_nonn.weight", "blk.0.ffn_norm.weight");
+    refused_text("rope_freqs.weight", "rope_frexs.weight", "rope_freqs.weight: missing");
+    refused_text("blk.6.ffn_gate_up_exps", "blk.6.ffn_gate_xx_exps", "blk.6.ffn_gate_exps");
+
+    /* [in, out] swapped: as many bytes, another matrix */
+    char *ne = after("blk.1.attn_output.weight") + 4;
+    char in[8], out[8];
+
+    memcpy(in, ne, 8);
+    memcpy(out, ne + 8, 8);
+    memcpy(ne, out, 8);
+    memcpy(ne + 8, in, 8);
+    refused("blk.1.attn_output.weight: shape");
+    memcpy(ne, in, 8);
+    memcpy(ne + 8, out, 8);
+
+    /* a factor of 0 in rope_freqs: the first of its values, 1.0, found by its neighbours */
+    const float ones[8] = { 1, 1, 1, 1, 1, 1, 1, 1 };
+    char *factor = memmem(bytes, n_bytes, ones, sizeof ones);
+
+    assert_non_null(factor);
+    memset(factor, 0, 4);
+    refused("rope_freqs.weight: element 0");
+}
+
+static void test_last_layer_slides(void **state) {
+    load_bytes("odd");
+    char *pattern = after("gemma4.attention.sliding_window_pattern");
+
+    pattern[4 + 4 + 8 + 6] = 1; /* past the types and the length */
+    refused("last layer");
+}
+
+static void test_context_beyond_trained(void **state) {
+    struct model_options opt = options();
+    struct why why;
+    struct setup s;
+
+    opt.n_ctx = 1025;
+    assert_int_equal(try_model(&s, "odd", 1, &opt, &why), MODEL_BAD);
+    assert_non_null(strstr(why.text, "1024"));
+    tear_down(&s);
+}
+
+static int begin(void **state) {
+    if (!mkdtemp(dir))
+        return -1;
+    make("odd", "odd mixed", "");
+    make("f16", "odd f16", "--untied");
+    make("dense", "odd q8_0", "--dense");
+    make("split", "odd mixed", "--split-experts");
+    kern_bind(&kern, kern_cpu());
+    return topo_new(&topo);
+}
+
+static int end(void **state) {
+    char cmd[300];
+
+    free(bytes);
+    topo_free(topo);
+    snprintf(cmd, sizeof cmd, "rm -r %s", dir);
+    return system(cmd);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_same_bits_mixed_formats),
+        cmocka_unit_test(test_same_bits_float),
+        cmocka_unit_test(test_same_bits_dense),
+        cmocka_unit_test(test_split_experts),
+        cmocka_unit_test(test_truncate),
+        cmocka_unit_test(test_layers),
+        cmocka_unit_test(test_trace_routes),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_info),
+        cmocka_unit_test(test_bad_numbers),
+        cmocka_unit_test(test_bad_keys),
+        cmocka_unit_test(test_bad_tensors),
+        cmocka_unit_test(test_last_layer_slides),
+        cmocka_unit_test(test_context_beyond_trained),
+    };
+
+    return cmocka_run_group_tests(tests, begin, end);
+}
