@@ -141,8 +141,8 @@ enum engine_event_kind {
     ENGINE_PROGRESS,    /* loading: job 0; prefill: done and total tokens */
     ENGINE_LOADED,      /* job 0: engine_info() and the others answer now */
     ENGINE_LOAD_FAILED, /* job 0: @why; every job then ends with ENGINE_END_MODEL */
-    ENGINE_TEXT,        /* @text of the answer, whole characters */
-    ENGINE_DONE,        /* the job's @result */
+    ENGINE_TEXT, /* @text of the answer, whole characters; of a raw prompt all is CHAT_TEXT */
+    ENGINE_DONE, /* the job's @result */
 };
 
 enum engine_end {

@@ -21,11 +21,11 @@ struct load {
     uint64_t done, total, limit; /* bytes; past limit nothing is read ahead */
 };
 
-/* A -errno without a sentence gets one; a positive is the callee's way to say BAD, sentence given. */
+/* A failure without a sentence gets one. A positive is the callee's way to say bad. */
 static int load_failed(const struct load *l, int r, const char *what) {
-    if (r < 0)
-        return why_set(l->why, err_up(r), "%s: %s: %s", l->path, what, strerror(-r));
-    return RESIDENT_BAD;
+    if (l->why && !l->why->text[0])
+        why_set(l->why, r, "%s: %s: %s", l->path, what, r < 0 ? strerror(-r) : "it is not valid");
+    return r < 0 ? err_up(r) : RESIDENT_BAD;
 }
 
 static bool load_stopped(const struct load *l) {
@@ -187,6 +187,8 @@ int resident_new(struct resident **ret_r, const struct resident_options *opt,
     };
     int k;
 
+    if (why)
+        why->text[0] = 0;
     if (!r)
         return load_failed(&l, err_new(-ENOMEM), "cannot load");
     r->n_batch = opt->n_batch;
