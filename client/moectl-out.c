@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <errno.h>
+#include <math.h>
+#include <string.h>
+
+#include "client/moectl.h"
+
+void ctl_progress(struct ctl *c, const char *stage, uint64_t done, uint64_t total) {
+    int percent = total ? (int)(100.0 * (double)done / (double)total) : 0;
+
+    if (c->quiet || !c->err_tty)
+        return;
+    (void)fprintf(stderr, "\r%s %d %%\033[K", stage, percent);
+    (void)fflush(stderr);
+    c->progress_shown = true;
+}
+
+void ctl_progress_clear(struct ctl *c) {
+    if (!c->progress_shown)
+        return;
+    (void)fputs("\r\033[K", stderr);
+    (void)fflush(stderr);
+    c->progress_shown = false;
+}
+
+/* Bytes at @s of a control character that a terminal would obey: C0 but tab and newline, delete,
+ * and C1 in UTF-8. */
+static size_t control_len(const unsigned char *s, size_t n) {
+    if ((s[0] < 0x20 && s[0] != '\n' && s[0] != '\t') || s[0] == 0x7f)
+        return 1;
+
+    return n > 1 && s[0] == 0xc2 && s[1] >= 0x80 && s[1] < 0xa0 ? 2 : 0;
+}
+
+void ctl_put(FILE *file, bool tty, const char *s, size_t n) {
+    size_t from = 0;
+
+    for (size_t i = 0; i < n && tty;) {
+        size_t len = control_len((const unsigned char *)s + i, n - i);
+
+        if (!len) {
+            i++;
+            continue;
+        }
+        (void)fwrite(s + from, 1, i - from, file);
+        (void)fputs("\xef\xbf\xbd", file); /* U+FFFD */
+        i += len;
+        from = i;
+    }
+    (void)fwrite(s + from, 1, n - from, file);
+}
+
+static json_object *to_json(const struct moe_value *v);
+
+static json_object *to_json_map(const struct moe_value *v) {
+    json_object *o = json_object_new_object();
+
+    for (size_t i = 0; i < moe_size(v); i++) {
+        const struct moe_value *key = moe_key_at(v, i);
+        char number[32];
+
+        (void)snprintf(number, sizeof number, "%jd", (intmax_t)moe_int(key));
+        (void)json_object_object_add(o, moe_str(key) ? moe_str(key) : number,
+                                     to_json(moe_at(v, i)));
+    }
+
+    return o;
+}
+
+static json_object *to_json_list(const struct moe_value *v) {
+    const unsigned char *bytes = moe_bin(v);
+    json_object *o = json_object_new_array();
+
+    for (size_t i = 0; i < moe_size(v); i++)
+        (void)json_object_array_add(o,
+                                    bytes ? json_object_new_int(bytes[i]) : to_json(moe_at(v, i)));
+
+    return o;
+}
+
+static json_object *to_json(const struct moe_value *v) {
+    switch (moe_type(v)) {
+    case MOE_BOOL:
+        return json_object_new_boolean(moe_bool(v));
+    case MOE_INT:
+        return moe_int(v) < 0 ? json_object_new_int64(moe_int(v))
+                              : json_object_new_uint64(moe_uint(v));
+    case MOE_FLOAT:
+        return isfinite(moe_float(v)) ? json_object_new_double(moe_float(v)) : NULL;
+    case MOE_STR:
+        return json_object_new_string_len(moe_str(v), (int)moe_size(v));
+    case MOE_BIN:
+    case MOE_ARRAY:
+        return to_json_list(v);
+    case MOE_MAP:
+        return to_json_map(v);
+    default:
+        return NULL;
+    }
+}
+
+void ctl_put_json(const struct ctl *c, const struct moe_value *v) {
+    int flags = JSON_C_TO_STRING_NOSLASHESCAPE |
+                (c->json == JSON_PRETTY ? JSON_C_TO_STRING_PRETTY : JSON_C_TO_STRING_PLAIN);
+    json_object *o = to_json(v);
+
+    (void)printf("%s\n", json_object_to_json_string_ext(o, flags));
+    json_object_put(o);
+}
+
+static char *scratch(void) {
+    static char buf[2][48];
+    static int i;
+
+    return buf[i ^= 1];
+}
+
+const char *ctl_bytes(uint64_t n) {
+    static const char *const units[] = { "KiB", "MiB", "GiB", "TiB" };
+    double v = (double)n;
+    char *buf = scratch();
+    size_t i = 0;
+
+    if (n < 1024) {
+        (void)snprintf(buf, sizeof(char[48]), "%d bytes", (int)n);
+        return buf;
+    }
+    for (v /= 1024; v >= 1024 && i < 3; i++)
+        v /= 1024;
+    (void)snprintf(buf, sizeof(char[48]), "%.1f %s", v, units[i]);
+    return buf;
+}
+
+const char *ctl_span(uint64_t usec) {
+    uint64_t s = usec / 1000000;
+    char *buf = scratch();
+
+    if (s < 60)
+        (void)snprintf(buf, sizeof(char[48]), "%d s", (int)s);
+    else if (s < 3600)
+        (void)snprintf(buf, sizeof(char[48]), "%d min %d s", (int)(s / 60), (int)(s % 60));
+    else if (s < 86400)
+        (void)snprintf(buf, sizeof(char[48]), "%d h %d min", (int)(s / 3600), (int)(s % 3600 / 60));
+    else
+        (void)snprintf(buf, sizeof(char[48]), "%ju d %d h", (uintmax_t)(s / 86400),
+                       (int)(s % 86400 / 3600));
+
+    return buf;
+}
+
+int ctl_flush(void) {
+    static int failed;
+
+    if (!failed && (ferror(stdout) || fflush(stdout)))
+        failed = errno ? errno : EIO;
+
+    return failed;
+}

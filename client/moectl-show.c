@@ -1,0 +1,420 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "client/moectl.h"
+
+enum {
+    SOON_USEC = 10000000,  /* for what the service knows by heart */
+    LATER_USEC = 60000000, /* for what it may have to read from disk */
+    POLL_USEC = 250000,    /* wait: between two looks */
+};
+
+static const char *text_of(const struct moe_value *v, const char *key) {
+    const char *s = moe_str(moe_get(v, key));
+
+    return s ? s : "";
+}
+
+static uint64_t uint_of(const struct moe_value *v, const char *key) {
+    return moe_uint(moe_get(v, key));
+}
+
+/* Text of the service in our own lines. */
+static void put(const struct ctl *c, const char *s) {
+    ctl_put(stdout, c->out_tty, s, strlen(s));
+}
+
+static void put_label(const char *label) {
+    (void)printf("%12s: ", label);
+}
+
+static void put_row(const struct ctl *c, const char *label, const char *s) {
+    put_label(label);
+    put(c, s);
+    (void)putchar('\n');
+}
+
+/* Params {id} of the argument, when there is one. NULL: no argument, or no memory. */
+static struct moe_map *id_params(const struct ctl *c) {
+    struct moe_map *p = c->n_args ? moe_map_new() : NULL;
+
+    moe_map_str(p, "id", c->n_args ? c->args[0] : "");
+    return p;
+}
+
+/* Connect, call with {id} of the argument. Return: an exit code. */
+static int call_id(struct ctl *c, const char *method, uint64_t usec,
+                   const struct moe_value **ret_result) {
+    struct moe_map *p;
+    int r;
+
+    r = c->m ? 0 : ctl_connect(c);
+    if (r)
+        return r;
+    p = id_params(c);
+    if (c->n_args && !p)
+        return ctl_complain(EXIT_FAILED, "out of memory");
+    r = ctl_call(c, method, p, usec, ret_result);
+    moe_map_free(p);
+
+    return r;
+}
+
+/* A call without params whose whole result is the output. Return: -1 when it is still to be
+ * printed for people, or an exit code. */
+static int call_plain(struct ctl *c, const char *method, const struct moe_value **ret_result) {
+    int r;
+
+    r = ctl_connect(c);
+    if (!r)
+        r = ctl_call(c, method, NULL, SOON_USEC, ret_result);
+    if (!r && c->json) {
+        ctl_put_json(c, *ret_result);
+        return 0;
+    }
+
+    return r ? r : -1;
+}
+
+int verb_status(struct ctl *c) {
+    const struct moe_value *v, *memory, *queue, *tokens;
+    int r;
+
+    r = call_plain(c, "server.status", &v);
+    if (r >= 0)
+        return r;
+    memory = moe_get(v, "memory");
+    queue = moe_get(v, "queue");
+    tokens = moe_get(v, "tokens");
+
+    put_row(c, "State", text_of(v, "state"));
+    if (moe_get(v, "reason"))
+        put_row(c, "Reason", text_of(v, "reason"));
+    if (moe_get(v, "model"))
+        put_row(c, "Model", text_of(v, "model"));
+    if (moe_get(v, "progress"))
+        (void)printf("%12s: %.0f %%\n", "Loaded", 100 * moe_float(moe_get(v, "progress")));
+    put_label("Service");
+    put(c, text_of(v, "version"));
+    (void)printf(", process %ju, up %s\n", (uintmax_t)uint_of(v, "pid"),
+                 ctl_span(uint_of(v, "uptime_us")));
+    (void)printf("%12s: %s", "Memory", ctl_bytes(uint_of(memory, "resident")));
+    (void)printf(" (weights %s, context %s)\n", ctl_bytes(uint_of(memory, "weights")),
+                 ctl_bytes(uint_of(memory, "kv")));
+    (void)printf("%12s: %ju, ", "Threads", (uintmax_t)uint_of(v, "threads"));
+    put(c, text_of(v, "tier"));
+    (void)printf("\n%12s: %ju running, %ju waiting, %ju at most\n", "Queue",
+                 (uintmax_t)uint_of(queue, "running"), (uintmax_t)uint_of(queue, "waiting"),
+                 (uintmax_t)uint_of(queue, "max"));
+    (void)printf("%12s: %ju\n", "Connections", (uintmax_t)uint_of(v, "connections"));
+    (void)printf("%12s: %ju read, %ju generated\n", "Tokens", (uintmax_t)uint_of(tokens, "prompt"),
+                 (uintmax_t)uint_of(tokens, "generated"));
+    return EXIT_OK;
+}
+
+int verb_list(struct ctl *c) {
+    const struct moe_value *v, *models;
+    int width = 5, r;
+
+    r = call_plain(c, "model.list", &v);
+    if (r >= 0)
+        return r;
+    models = moe_get(v, "models");
+    if (!moe_size(models) && !c->quiet)
+        (void)fputs("There are no models.\n", stderr);
+    for (size_t i = 0; i < moe_size(models); i++) {
+        int n = (int)moe_size(moe_get(moe_at(models, i), "id"));
+
+        width = n > width && n < 60 ? n : width;
+    }
+    for (size_t i = 0; i < moe_size(models); i++) {
+        const struct moe_value *m = moe_at(models, i);
+
+        put(c, text_of(m, "id"));
+        (void)printf("%*s  %-9s  %10s  ", width - (int)moe_size(moe_get(m, "id")), "",
+                     text_of(m, "state"), ctl_bytes(uint_of(m, "size")));
+        put(c, text_of(m, "path"));
+        (void)puts(moe_bool(moe_get(m, "default")) ? "  (default)" : "");
+    }
+
+    return EXIT_OK;
+}
+
+/* A scalar, or a list of them, on one line. */
+static void put_value(const struct ctl *c, const struct moe_value *v) {
+    switch (moe_type(v)) {
+    case MOE_STR:
+        put(c, moe_str(v));
+        break;
+    case MOE_INT:
+        if (moe_int(v) < 0)
+            (void)printf("%jd", (intmax_t)moe_int(v));
+        else
+            (void)printf("%ju", (uintmax_t)moe_uint(v));
+        break;
+    case MOE_FLOAT:
+        (void)printf("%g", moe_float(v));
+        break;
+    case MOE_BOOL:
+        (void)fputs(moe_bool(v) ? "yes" : "no", stdout);
+        break;
+    case MOE_ARRAY:
+        for (size_t i = 0; i < moe_size(v); i++) {
+            (void)fputs(i ? ", " : "", stdout);
+            put_value(c, moe_at(v, i));
+        }
+        break;
+    default:
+        break;
+    }
+}
+
+static void put_tensors(const struct ctl *c, const struct moe_value *tensors) {
+    for (size_t i = 0; i < moe_size(tensors); i++) {
+        const struct moe_value *t = moe_at(tensors, i), *shape = moe_get(t, "shape");
+
+        (void)printf("%-7s %10s  ", text_of(t, "type"), ctl_bytes(uint_of(t, "bytes")));
+        put(c, text_of(t, "name"));
+        (void)fputs("  [", stdout);
+        put_value(c, shape);
+        (void)puts("]");
+    }
+}
+
+int verb_show(struct ctl *c) {
+    const struct moe_value *v, *metadata;
+    struct moe_map *p;
+    int r;
+
+    r = ctl_connect(c);
+    if (r)
+        return r;
+    p = moe_map_new();
+    if (c->n_args)
+        moe_map_str(p, "id", c->args[0]);
+    if (c->tensors)
+        moe_map_bool(p, "tensors", true);
+    r = p ? ctl_call(c, "model.show", p, LATER_USEC, &v)
+          : ctl_complain(EXIT_FAILED, "out of memory");
+    moe_map_free(p);
+    if (r)
+        return r;
+    if (c->json) {
+        ctl_put_json(c, v);
+        return EXIT_OK;
+    }
+
+    metadata = moe_get(v, "metadata");
+    put_row(c, "Model", text_of(v, "id"));
+    put_row(c, "File", text_of(v, "path"));
+    put_row(c, "Size", ctl_bytes(uint_of(v, "size")));
+    put_row(c, "State", text_of(v, "state"));
+    if (moe_get(v, "chat_template"))
+        (void)printf("%12s: %zu bytes\n", "Template", moe_size(moe_get(v, "chat_template")));
+    for (size_t i = 0; i < moe_size(metadata); i++) {
+        put_value(c, moe_key_at(metadata, i));
+        (void)fputs(" = ", stdout);
+        put_value(c, moe_at(metadata, i));
+        (void)putchar('\n');
+    }
+    put_tensors(c, moe_get(v, "tensors"));
+    return EXIT_OK;
+}
+
+static void on_job_progress(struct moe *m, const char *method, const struct moe_value *params,
+                            void *userdata) {
+    const char *stage = moe_str(moe_get(params, "stage"));
+
+    (void)m;
+    if (!strcmp(method, "job.progress"))
+        ctl_progress(userdata, stage ? stage : "loading", uint_of(params, "done"),
+                     uint_of(params, "total"));
+}
+
+static int wait_for_job(struct ctl *c, uint64_t job) {
+    const struct moe_value *v = NULL;
+    struct moe_map *p = moe_map_new();
+    int r;
+
+    moe_map_uint(p, "id", job);
+    moe_set_notify(c->m, on_job_progress, c);
+    r = p ? ctl_call(c, "job.wait", p, MOE_FOREVER, &v)
+          : ctl_complain(EXIT_FAILED, "out of memory");
+    moe_set_notify(c->m, NULL, NULL);
+    moe_map_free(p);
+    ctl_progress_clear(c);
+    if (r)
+        return r;
+    if (c->json)
+        ctl_put_json(c, v);
+    if (strcmp(text_of(v, "result"), "done"))
+        return ctl_complain(EXIT_NO_MODEL, "the model was not loaded: %s",
+                            moe_get(v, "reason") ? text_of(v, "reason") : text_of(v, "result"));
+
+    return EXIT_OK;
+}
+
+int verb_load(struct ctl *c) {
+    const struct moe_value *v;
+    int r;
+
+    r = call_id(c, "model.load", LATER_USEC, &v);
+    if (r)
+        return r;
+    if (!c->no_wait)
+        return wait_for_job(c, uint_of(v, "job"));
+    if (c->json)
+        ctl_put_json(c, v);
+
+    return EXIT_OK;
+}
+
+int verb_unload(struct ctl *c) {
+    const struct moe_value *v;
+    int r;
+
+    r = call_id(c, "model.unload", LATER_USEC, &v);
+    if (!r && c->json)
+        ctl_put_json(c, v);
+
+    return r;
+}
+
+int verb_wait(struct ctl *c) {
+    uint64_t waited = 0;
+
+    for (;;) {
+        const struct moe_value *v;
+        const char *state;
+        int r;
+
+        r = call_id(c, "model.availability", SOON_USEC, &v);
+        if (r)
+            return r;
+        state = text_of(v, "state");
+        if (!strcmp(state, "available") || !strcmp(state, "busy")) {
+            if (c->json)
+                ctl_put_json(c, v);
+            return EXIT_OK;
+        }
+        if (!strcmp(state, "unavailable"))
+            return ctl_complain(EXIT_NO_MODEL, "the model is not available: %s",
+                                moe_get(v, "reason") ? text_of(v, "reason") : "no reason given");
+        if (waited >= c->deadline_usec)
+            return ctl_complain(EXIT_NO_MODEL, "the model is not ready after %s: %s",
+                                ctl_span(waited), state);
+        if (moe_get(v, "progress"))
+            ctl_progress(c, state, (uint64_t)(1000 * moe_float(moe_get(v, "progress"))), 1000);
+        /* Nothing is outstanding: what the service may say meanwhile does not shorten the wait. */
+        r = ctl_poll(c, -1, POLL_USEC);
+        if (r == 2)
+            return EXIT_INTERRUPTED;
+        if (r < 0)
+            return ctl_complain_errno(c, r);
+        waited += POLL_USEC;
+    }
+}
+
+/* A token's bytes in C's notation: tokens may be parts of characters, and have any byte. */
+static void put_piece(const struct moe_value *piece) {
+    const unsigned char *p = moe_bin(piece);
+
+    (void)putchar('"');
+    for (size_t i = 0; i < moe_size(piece); i++) {
+        if (p[i] == '\n')
+            (void)fputs("\\n", stdout);
+        else if (p[i] == '"' || p[i] == '\\')
+            (void)printf("\\%c", p[i]);
+        else if (p[i] < 0x80 && isprint(p[i]))
+            (void)putchar(p[i]);
+        else
+            (void)printf("\\%03o", p[i]);
+    }
+    (void)puts("\"");
+}
+
+int verb_tokenize(struct ctl *c) {
+    const struct moe_value *v, *tokens, *pieces;
+    struct ctl_text text = { 0 };
+    struct moe_map *p;
+    int r;
+
+    r = ctl_read_input(c, &text);
+    if (!r)
+        r = ctl_connect(c);
+    if (r) {
+        free(text.p);
+        return r;
+    }
+    p = moe_map_new();
+    moe_map_str_n(p, "text", text.p, text.n);
+    moe_map_bool(p, "special", c->special);
+    moe_map_bool(p, "bos", c->bos);
+    moe_map_bool(p, "pieces", true);
+    r = p ? ctl_call(c, "tokenize", p, MOE_FOREVER, &v)
+          : ctl_complain(EXIT_FAILED, "out of memory");
+    moe_map_free(p);
+    free(text.p);
+    if (r)
+        return r;
+    if (c->json) {
+        ctl_put_json(c, v);
+        return EXIT_OK;
+    }
+
+    tokens = moe_get(v, "tokens");
+    pieces = moe_get(v, "pieces");
+    for (size_t i = 0; i < moe_size(tokens); i++) {
+        (void)printf("%ju\t", (uintmax_t)moe_uint(moe_at(tokens, i)));
+        put_piece(moe_at(pieces, i));
+    }
+    return EXIT_OK;
+}
+
+static void put_names(const struct ctl *c, const char *label, const struct moe_value *names) {
+    if (!moe_size(names))
+        return;
+    (void)printf("    %s: ", label);
+    put_value(c, names);
+    (void)putchar('\n');
+}
+
+int verb_api_info(struct ctl *c) {
+    const struct moe_value *v, *version, *methods;
+    int r;
+
+    r = call_plain(c, "server.info", &v);
+    if (r >= 0)
+        return r;
+    version = moe_get(v, "version");
+    methods = moe_get(v, "methods");
+    (void)printf("moed %ju.%ju.%ju, API level %ju, compatible from %ju\n",
+                 (uintmax_t)uint_of(version, "major"), (uintmax_t)uint_of(version, "minor"),
+                 (uintmax_t)uint_of(version, "patch"), (uintmax_t)uint_of(version, "api_level"),
+                 (uintmax_t)uint_of(version, "api_compatible"));
+    for (size_t i = 0; i < moe_size(methods); i++) {
+        const struct moe_value *m = moe_at(methods, i), *params = moe_get(m, "params");
+
+        (void)putchar('\n');
+        put(c, text_of(m, "name"));
+        (void)fputs(" {", stdout);
+        for (size_t k = 0; k < moe_size(params); k++) {
+            const struct moe_value *p = moe_at(params, k);
+
+            (void)fputs(k ? ", " : "", stdout);
+            put(c, text_of(p, "name"));
+            (void)fputs(": ", stdout);
+            put(c, text_of(p, "type"));
+            (void)fputs(moe_bool(moe_get(p, "required")) ? "" : "?", stdout);
+        }
+        (void)fputs("}\n    -> ", stdout);
+        put(c, text_of(m, "result"));
+        (void)putchar('\n');
+        put_names(c, "errors", moe_get(m, "errors"));
+        put_names(c, "notifies", moe_get(m, "notifies"));
+    }
+    return EXIT_OK;
+}

@@ -1,0 +1,563 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <getopt.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "client/moectl.h"
+
+static const char help[] =
+    "Usage: moectl [OPTION]... COMMAND\n"
+    "Talk to moed, the language model service of this machine.\n"
+    "\n"
+    "  run [PROMPT]         answer one prompt; also from a pipe, or - for stdin\n"
+    "  chat                 talk; Ctrl-C stops an answer, Ctrl-D ends\n"
+    "  status               what the service is doing\n"
+    "  list                 models there are\n"
+    "  show [MODEL]         what is known about a model\n"
+    "  load [MODEL]         load a model and wait for it\n"
+    "  unload [MODEL]       give a model's memory back\n"
+    "  wait [MODEL]         wait until a model can answer\n"
+    "  tokenize [TEXT]      token ids and their pieces\n"
+    "  api-info             methods of the service\n"
+    "\n"
+    "run and chat:\n"
+    "      --system TEXT    instructions that stand before the conversation\n"
+    "      --thinking       let the model think first; shown on a terminal only\n"
+    "      --model MODEL    instead of the service's choice\n"
+    "      --max-tokens N   end the answer after N tokens\n"
+    "      --temperature X  --top-k N  --top-p X  --min-p X  --seed N\n"
+    "                       how tokens are drawn; default: the model's\n"
+    "      --stop TEXT      end the answer where TEXT would begin; repeatable\n"
+    "      --deadline TIME  end the answer after TIME: 30, 500ms, 2min; also for wait\n"
+    "run:\n"
+    "  -f, --file FILE      add a file to the prompt; repeatable\n"
+    "      --raw            continue the prompt as it is, without a chat template\n"
+    "      --logprobs N     with --json: N alternatives for each token\n"
+    "      --no-stream      print the answer when it is complete\n"
+    "others:\n"
+    "      --tensors        show: list them, too\n"
+    "      --no-wait        load: return at once\n"
+    "      --special        tokenize, run --raw: texts of special tokens become them\n"
+    "      --bos            tokenize: begin with the token that begins a text\n"
+    "\n"
+    "      --socket PATH    default: $MOE_SOCKET, $XDG_RUNTIME_DIR/moed/rpc, /run/moed/rpc\n"
+    "      --json[=short|pretty]  answer in JSON\n"
+    "  -q, --quiet          no progress, no hints\n"
+    "      --no-pager       there is none\n"
+    "  -h, --help  --version\n"
+    "\n"
+    "Exit status: 0 ok, 1 failed, 2 usage, 3 service unreachable, 4 model unavailable, 5 the answer\n"
+    "is cut short by a limit, 6 denied, 7 busy or over quota, 8 bad schema, 130 interrupted.\n";
+
+enum {
+    V_RUN = 1 << 0,
+    V_CHAT = 1 << 1,
+    V_SHOW = 1 << 2,
+    V_LOAD = 1 << 3,
+    V_TOKENIZE = 1 << 4,
+    V_WAIT = 1 << 5,
+    V_OTHER = 1 << 6,
+    V_ALL = (1 << 7) - 1,
+    V_ANSWER = V_RUN | V_CHAT,
+};
+
+static const struct verb {
+    const char *name;
+    int bit;
+    size_t max_args;
+    int (*run)(struct ctl *c);
+} verbs[] = {
+    { "run", V_RUN, 1, verb_run },
+    { "chat", V_CHAT, 0, verb_chat },
+    { "status", V_OTHER, 0, verb_status },
+    { "list", V_OTHER, 0, verb_list },
+    { "show", V_SHOW, 1, verb_show },
+    { "load", V_LOAD, 1, verb_load },
+    { "unload", V_OTHER, 1, verb_unload },
+    { "wait", V_WAIT, 1, verb_wait },
+    { "tokenize", V_TOKENIZE, 1, verb_tokenize },
+    { "api-info", V_OTHER, 0, verb_api_info },
+};
+
+enum opt_id {
+    OPT_FILE = 'f',
+    OPT_HELP = 'h',
+    OPT_QUIET = 'q',
+    OPT_SYSTEM = 256,
+    OPT_THINKING,
+    OPT_MODEL,
+    OPT_MAX_TOKENS,
+    OPT_TEMPERATURE,
+    OPT_TOP_K,
+    OPT_TOP_P,
+    OPT_MIN_P,
+    OPT_SEED,
+    OPT_STOP,
+    OPT_DEADLINE,
+    OPT_RAW,
+    OPT_LOGPROBS,
+    OPT_NO_STREAM,
+    OPT_TENSORS,
+    OPT_NO_WAIT,
+    OPT_SPECIAL,
+    OPT_BOS,
+    OPT_SOCKET,
+    OPT_JSON,
+    OPT_NO_PAGER,
+    OPT_VERSION,
+};
+
+/* clang-format off */
+static const struct option options[] = {
+    { "file",        required_argument, NULL, OPT_FILE },
+    { "help",        no_argument,       NULL, OPT_HELP },
+    { "quiet",       no_argument,       NULL, OPT_QUIET },
+    { "system",      required_argument, NULL, OPT_SYSTEM },
+    { "thinking",    no_argument,       NULL, OPT_THINKING },
+    { "model",       required_argument, NULL, OPT_MODEL },
+    { "max-tokens",  required_argument, NULL, OPT_MAX_TOKENS },
+    { "temperature", required_argument, NULL, OPT_TEMPERATURE },
+    { "top-k",       required_argument, NULL, OPT_TOP_K },
+    { "top-p",       required_argument, NULL, OPT_TOP_P },
+    { "min-p",       required_argument, NULL, OPT_MIN_P },
+    { "seed",        required_argument, NULL, OPT_SEED },
+    { "stop",        required_argument, NULL, OPT_STOP },
+    { "deadline",    required_argument, NULL, OPT_DEADLINE },
+    { "raw",         no_argument,       NULL, OPT_RAW },
+    { "logprobs",    required_argument, NULL, OPT_LOGPROBS },
+    { "no-stream",   no_argument,       NULL, OPT_NO_STREAM },
+    { "tensors",     no_argument,       NULL, OPT_TENSORS },
+    { "no-wait",     no_argument,       NULL, OPT_NO_WAIT },
+    { "special",     no_argument,       NULL, OPT_SPECIAL },
+    { "bos",         no_argument,       NULL, OPT_BOS },
+    { "socket",      required_argument, NULL, OPT_SOCKET },
+    { "json",        optional_argument, NULL, OPT_JSON },
+    { "no-pager",    no_argument,       NULL, OPT_NO_PAGER },
+    { "version",     no_argument,       NULL, OPT_VERSION },
+    { 0 },
+};
+
+/* Which commands an option is for; those not listed are for all. */
+static const struct { int opt, verbs; } option_verbs[] = {
+    { OPT_FILE, V_RUN },           { OPT_SYSTEM, V_ANSWER },      { OPT_THINKING, V_ANSWER },
+    { OPT_MODEL, V_ANSWER },       { OPT_MAX_TOKENS, V_ANSWER },  { OPT_TEMPERATURE, V_ANSWER },
+    { OPT_TOP_K, V_ANSWER },       { OPT_TOP_P, V_ANSWER },       { OPT_MIN_P, V_ANSWER },
+    { OPT_SEED, V_ANSWER },        { OPT_STOP, V_ANSWER },        { OPT_DEADLINE, V_ANSWER | V_WAIT },
+    { OPT_RAW, V_RUN },            { OPT_LOGPROBS, V_RUN },       { OPT_NO_STREAM, V_RUN },
+    { OPT_TENSORS, V_SHOW },       { OPT_NO_WAIT, V_LOAD },       { OPT_SPECIAL, V_TOKENIZE | V_RUN },
+    { OPT_BOS, V_TOKENIZE },       { OPT_JSON, V_ALL & ~V_CHAT },
+};
+/* clang-format on */
+
+volatile int ctl_interrupted;
+
+int ctl_complain(int code, const char *fmt, ...) {
+    va_list ap;
+
+    (void)ctl_flush();
+    (void)fputs("moectl: ", stderr);
+    va_start(ap, fmt);
+    (void)vfprintf(stderr, fmt, ap);
+    va_end(ap);
+    (void)fputc('\n', stderr);
+
+    return code;
+}
+
+static int exit_of(int code) {
+    switch (code) {
+    case MOE_DISCONNECTED:
+    case MOE_NO_ANSWER:
+    case MOE_SHUTTING_DOWN:
+        return EXIT_UNREACHABLE;
+    case MOE_NO_SUCH_MODEL:
+    case MOE_MODEL_UNAVAILABLE:
+    case MOE_INSUFFICIENT_MEMORY:
+    case MOE_CORRUPT:
+        return EXIT_NO_MODEL;
+    case MOE_TIMEOUT:
+        return EXIT_LIMIT;
+    case MOE_ACCESS_DENIED:
+        return EXIT_DENIED;
+    case MOE_BUSY:
+    case MOE_QUOTA_EXCEEDED:
+        return EXIT_BUSY;
+    case MOE_INVALID_SCHEMA:
+    case MOE_INVALID_GRAMMAR:
+        return EXIT_SCHEMA;
+    default:
+        return EXIT_FAILED;
+    }
+}
+
+int ctl_complain_error(const struct moe_error *e) {
+    char more[128] = "";
+
+    if (e->retry_after_ms >= 0)
+        (void)snprintf(more, sizeof more, "; try again in %.1f s",
+                       (double)e->retry_after_ms / 1000);
+    else if (e->requested >= 0 && e->available >= 0)
+        (void)snprintf(more, sizeof more, " (%jd tokens requested, %jd available)",
+                       (intmax_t)e->requested, (intmax_t)e->available);
+    else if (e->need >= 0 && e->have >= 0)
+        (void)snprintf(more, sizeof more, " (%s needed, %s free)", ctl_bytes((uint64_t)e->need),
+                       ctl_bytes((uint64_t)e->have));
+    else if (e->limit >= 0)
+        (void)snprintf(more, sizeof more, " (the limit is %jd)", (intmax_t)e->limit);
+
+    return ctl_complain(exit_of(e->code), "%s%s", e->message, more);
+}
+
+int ctl_complain_errno(struct ctl *c, int r) {
+    switch (r) {
+    case -EREMOTEIO:
+        return ctl_complain_error(moe_last_error(c->m));
+    case -EINTR:
+        return EXIT_INTERRUPTED;
+    case -EMSGSIZE:
+        return ctl_complain(EXIT_FAILED,
+                            "the request is larger than 16 MiB, or has too many parts");
+    case -ENOTCONN:
+    case -ECONNRESET:
+        return ctl_complain(EXIT_UNREACHABLE, "the service closed the connection");
+    default:
+        return ctl_complain(EXIT_FAILED, "cannot ask the service: %s", strerror(-r));
+    }
+}
+
+int ctl_connect(struct ctl *c) {
+    const char *run = getenv("XDG_RUNTIME_DIR"), *env = getenv("MOE_SOCKET");
+    char path[MOE_PATH_MAX], tried[256] = "";
+    int r;
+
+    r = moe_find_socket(c->socket, path);
+    if (r < 0)
+        return ctl_complain(EXIT_UNREACHABLE, "the path of the socket is longer than %d bytes",
+                            MOE_PATH_MAX - 1);
+    r = moe_open(&c->m, c->socket);
+    if (r >= 0)
+        return 0;
+
+    if (r == -EACCES || r == -EPERM)
+        return ctl_complain(EXIT_DENIED, "%s: %s. You may have to join the service's group.", path,
+                            strerror(-r));
+    if (!c->socket && !(env && *env))
+        (void)snprintf(tried, sizeof tried,
+                       " $MOE_SOCKET is not set%s%s%s. Is the service installed and its socket"
+                       " active (systemctl start moed.socket)?",
+                       run && strncmp(path, run, strlen(run)) ? " and there is no " : "",
+                       run && strncmp(path, run, strlen(run)) ? run : "",
+                       run && strncmp(path, run, strlen(run)) ? "/moed/rpc" : "");
+    return ctl_complain(EXIT_UNREACHABLE, "cannot reach the service at %s: %s.%s", path,
+                        strerror(-r), tried);
+}
+
+static void on_sigint(int sig) {
+    (void)sig;
+    ctl_interrupted = 1;
+}
+
+static void signal_mask(int how) {
+    sigset_t set;
+
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGINT);
+    (void)sigprocmask(how, &set, NULL);
+}
+
+int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, uint64_t usec,
+             const struct moe_value **ret_result) {
+    int r;
+
+    signal_mask(SIG_UNBLOCK);
+    r = ctl_interrupted ? -EINTR : moe_call_wait(c->m, method, params, usec, ret_result);
+    signal_mask(SIG_BLOCK);
+
+    return r < 0 ? ctl_complain_errno(c, r) : EXIT_OK;
+}
+
+int ctl_poll(struct ctl *c, int fd, uint64_t usec) {
+    uint64_t own = c->m ? moe_timeout(c->m) : MOE_FOREVER, wait = own < usec ? own : usec;
+    struct pollfd p[2] = { { .fd = -1 }, { .fd = fd, .events = POLLIN } };
+    struct timespec t = { .tv_sec = (time_t)(wait / 1000000),
+                          .tv_nsec = (long)(wait % 1000000) * 1000 };
+    sigset_t none;
+    int n;
+
+    if (c->m && moe_events(c->m)) /* else it is over, and would be ready for ever */
+        p[0] = (struct pollfd){ .fd = moe_fd(c->m), .events = (short)moe_events(c->m) };
+    (void)sigemptyset(&none);
+    n = ppoll(p, 2, wait == MOE_FOREVER ? NULL : &t, &none);
+    if (n < 0 && errno == EINTR)
+        return 2;
+    if (n < 0)
+        return -errno;
+    if (p[0].revents || (!n && own < usec))
+        return moe_process(c->m, p[0].revents);
+
+    return n ? 1 : 3;
+}
+
+/* Numbers of the command line. Each: 0, or EXIT_USAGE after a complaint. */
+
+static int parse_uint(const char *name, const char *s, uint64_t max, uint64_t *ret) {
+    char *end;
+
+    errno = 0;
+    *ret = strtoull(s, &end, 10);
+    if (errno || end == s || *end || *s < '0' || *s > '9' || *ret > max)
+        return ctl_complain(EXIT_USAGE, "--%s: \"%s\" is no number from 0 to %ju", name, s,
+                            (uintmax_t)max);
+
+    return 0;
+}
+
+static int parse_float(const char *name, const char *s, double *ret) {
+    char *end;
+
+    *ret = strtod(s, &end);
+    if (end == s || *end || !(*ret >= 0) || *ret > 1e9)
+        return ctl_complain(EXIT_USAGE, "--%s: \"%s\" is no number from 0", name, s);
+
+    return 0;
+}
+
+static int parse_time(const char *name, const char *s, uint64_t *ret_usec) {
+    static const struct {
+        const char *unit;
+        double usec;
+    } units[] = { { "", 1e6 }, { "s", 1e6 }, { "ms", 1e3 }, { "min", 60e6 }, { "h", 3600e6 } };
+    char *end;
+    double v = strtod(s, &end);
+
+    for (size_t i = 0; i < sizeof units / sizeof units[0] && end != s; i++) {
+        double usec = v * units[i].usec;
+
+        if (!strcmp(end, units[i].unit) && usec >= 1000 && usec <= 1e15) {
+            *ret_usec = (uint64_t)usec;
+            return 0;
+        }
+    }
+
+    return ctl_complain(EXIT_USAGE, "--%s: \"%s\" is no time such as 30, 500ms or 2min", name, s);
+}
+
+static int add_to(const char *name, const char **list, size_t *n, size_t max, const char *s) {
+    if (*n == max)
+        return ctl_complain(EXIT_USAGE, "--%s: %zu of them is the most", name, max);
+    list[(*n)++] = s;
+
+    return 0;
+}
+
+static int parse_json(struct ctl *c, const char *s) {
+    c->json = !s || !strcmp(s, "short") ? JSON_SHORT
+              : !strcmp(s, "pretty")    ? JSON_PRETTY
+                                        : JSON_OFF;
+    if (!c->json && strcmp(s, "off"))
+        return ctl_complain(EXIT_USAGE, "--json: \"%s\" is not short, pretty or off", s);
+
+    return 0;
+}
+
+/* An option of sampling and length. Return: 0, EXIT_USAGE, or -1 when it is none of these. */
+static int set_sampling(struct ctl *c, int opt, const char *arg) {
+    struct moe_generate *g = &c->generate;
+    uint64_t v = 0;
+    int r;
+
+    switch (opt) {
+    case OPT_MAX_TOKENS:
+        return parse_uint("max-tokens", arg, UINT32_MAX, &g->max_tokens);
+    case OPT_TEMPERATURE:
+        return parse_float("temperature", arg, &g->temperature);
+    case OPT_TOP_P:
+        return parse_float("top-p", arg, &g->top_p);
+    case OPT_MIN_P:
+        return parse_float("min-p", arg, &g->min_p);
+    case OPT_TOP_K:
+        r = parse_uint("top-k", arg, INT32_MAX, &v);
+        g->top_k = (int64_t)v;
+        return r;
+    case OPT_LOGPROBS:
+        r = parse_uint("logprobs", arg, 20, &v);
+        g->logprobs = (int)v;
+        return r;
+    case OPT_SEED:
+        g->seed = &c->seed;
+        return parse_uint("seed", arg, UINT64_MAX, &c->seed);
+    case OPT_DEADLINE:
+        r = parse_time("deadline", arg, &c->deadline_usec);
+        g->deadline_ms = c->deadline_usec / 1000;
+        return r;
+    case OPT_STOP:
+        return add_to("stop", c->stop, &c->n_stop, 16, arg);
+    default:
+        return -1;
+    }
+}
+
+static int set_option(struct ctl *c, int opt, const char *arg) {
+    int r = set_sampling(c, opt, arg);
+
+    if (r >= 0)
+        return r;
+    switch (opt) {
+    case OPT_FILE:
+        return add_to("file", c->files, &c->n_files, CTL_LIST_MAX, arg);
+    case OPT_JSON:
+        return parse_json(c, arg);
+    case OPT_SYSTEM:
+        c->system = arg;
+        break;
+    case OPT_MODEL:
+        c->generate.model = arg;
+        break;
+    case OPT_SOCKET:
+        c->socket = arg;
+        break;
+    case OPT_THINKING:
+        c->generate.thinking = true;
+        break;
+    case OPT_RAW:
+        c->raw = true;
+        break;
+    case OPT_NO_STREAM:
+        c->no_stream = true;
+        break;
+    case OPT_TENSORS:
+        c->tensors = true;
+        break;
+    case OPT_NO_WAIT:
+        c->no_wait = true;
+        break;
+    case OPT_SPECIAL:
+        c->special = true;
+        break;
+    case OPT_BOS:
+        c->bos = true;
+        break;
+    case OPT_QUIET:
+        c->quiet = true;
+        break;
+    case OPT_NO_PAGER:
+        break;
+    default:
+        return EXIT_USAGE; /* getopt has complained */
+    }
+
+    return 0;
+}
+
+static const char *option_name(int opt) {
+    for (const struct option *o = options; o->name; o++)
+        if (o->val == opt)
+            return o->name;
+
+    return "?";
+}
+
+static int check_options(const struct verb *v, const int *used, size_t n_used) {
+    for (size_t i = 0; i < n_used; i++)
+        for (size_t k = 0; k < sizeof option_verbs / sizeof option_verbs[0]; k++)
+            if (option_verbs[k].opt == used[i] && !(option_verbs[k].verbs & v->bit))
+                return ctl_complain(EXIT_USAGE, "%s has no option --%s; see moectl --help", v->name,
+                                    option_name(used[i]));
+
+    return 0;
+}
+
+static int find_verb(struct ctl *c, char **args, size_t n, const struct verb **ret) {
+    if (!n)
+        return ctl_complain(EXIT_USAGE, "what to do? See moectl --help.");
+    for (size_t i = 0; i < sizeof verbs / sizeof verbs[0]; i++) {
+        if (strcmp(args[0], verbs[i].name))
+            continue;
+        c->args = args + 1;
+        c->n_args = n - 1;
+        if (c->n_args > verbs[i].max_args)
+            return ctl_complain(EXIT_USAGE, "%s: \"%s\" is one argument too many%s", args[0],
+                                args[1 + verbs[i].max_args],
+                                verbs[i].bit & (V_RUN | V_TOKENIZE) ? "; put the text in quotes"
+                                                                    : "");
+        *ret = &verbs[i];
+        return 0;
+    }
+
+    return ctl_complain(EXIT_USAGE, "there is no command \"%s\"; see moectl --help", args[0]);
+}
+
+/* Return: 0 with @ret_verb; -1: done, nothing went wrong; EXIT_USAGE. */
+static int parse(struct ctl *c, int argc, char **argv, const struct verb **ret_verb) {
+    enum { USED_MAX = 256 };
+    int used[USED_MAX], opt, r;
+    size_t n_used = 0;
+
+    while ((opt = getopt_long(argc, argv, "f:hq", options, NULL)) >= 0) {
+        if (opt == OPT_HELP || opt == OPT_VERSION) {
+            (void)(opt == OPT_HELP ? fputs(help, stdout) : printf("moectl %s\n", moe_version()));
+            return -1;
+        }
+        r = set_option(c, opt, optarg);
+        if (r)
+            return r;
+        if (n_used == USED_MAX)
+            return ctl_complain(EXIT_USAGE, "more than %d options", USED_MAX);
+        used[n_used++] = opt;
+    }
+    r = find_verb(c, argv + optind, (size_t)(argc - optind), ret_verb);
+    if (!r)
+        r = check_options(*ret_verb, used, n_used);
+    if (!r && c->generate.logprobs >= 0 && !c->json)
+        r = ctl_complain(EXIT_USAGE, "--logprobs needs --json, which is where they go");
+
+    return r;
+}
+
+/* A descriptor that came closed would be given to the socket, and then be written to. */
+static void open_standard_files(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
+            _exit(EXIT_FAILED);
+}
+
+int main(int argc, char **argv) {
+    const struct sigaction sa = { .sa_handler = on_sigint };
+    struct ctl c = { .generate = MOE_GENERATE_INIT, .deadline_usec = MOE_FOREVER };
+    const struct verb *verb = NULL;
+    const char *no_color = getenv("NO_COLOR");
+    int r;
+
+    open_standard_files();
+    c.out_tty = isatty(STDOUT_FILENO);
+    c.err_tty = isatty(STDERR_FILENO);
+    c.colour = !(no_color && *no_color);
+    r = parse(&c, argc, argv, &verb);
+    if (!r) {
+        c.generate.stop = c.stop;
+        c.generate.n_stop = c.n_stop;
+        c.generate.special = c.special;
+        signal_mask(SIG_BLOCK);
+        (void)sigaction(SIGINT, &sa, NULL);
+        r = verb->run(&c);
+        ctl_progress_clear(&c);
+        moe_close(c.m);
+    }
+    if (r < 0)
+        r = EXIT_OK;
+    if (!ctl_flush())
+        return r;
+
+    /* Nobody reads any more: that is their business. */
+    return ctl_flush() == EPIPE
+               ? EXIT_FAILED
+               : ctl_complain(EXIT_FAILED, "cannot write the output: %s", strerror(ctl_flush()));
+}

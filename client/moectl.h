@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * moectl - what the sources of the command share
+ *
+ * Rules: stdout carries what was asked for and nothing else; everything for people who watch goes
+ * to stderr. Progress and thoughts are only for a terminal. Nothing but moe.h talks to the service.
+ */
+
+#include <json-c/json.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "client/moe.h"
+
+enum ctl_exit {
+    EXIT_OK,
+    EXIT_FAILED,
+    EXIT_USAGE,
+    EXIT_UNREACHABLE,
+    EXIT_NO_MODEL,
+    EXIT_LIMIT, /* length or deadline: the output is a prefix */
+    EXIT_DENIED,
+    EXIT_BUSY,
+    EXIT_SCHEMA,
+    EXIT_INTERRUPTED = 130,
+};
+
+enum ctl_json { JSON_OFF, JSON_SHORT, JSON_PRETTY };
+
+enum { CTL_LIST_MAX = 64 }; /* -f and --stop, each */
+
+struct ctl {
+    const char *socket; /* --socket, or NULL */
+    enum ctl_json json;
+    bool quiet, raw, no_stream, no_wait, tensors, special, bos;
+    const char *system;
+    uint64_t deadline_usec; /* MOE_FOREVER: none */
+    uint64_t seed;
+    const char *files[CTL_LIST_MAX], *stop[CTL_LIST_MAX];
+    size_t n_files, n_stop;
+    struct moe_generate generate; /* as the options say */
+    char **args;                  /* [n_args], after the verb */
+    size_t n_args;
+
+    bool out_tty, err_tty, colour;
+    bool progress_shown;
+    struct moe *m;
+};
+
+/* Bytes that grow; always followed by a NUL once there are any. */
+struct ctl_text {
+    char *p;
+    size_t n, size;
+};
+
+/* Set by SIGINT, which is blocked outside of ctl_poll() and the *_wait() functions. */
+extern volatile int ctl_interrupted;
+
+/* moectl.c */
+int ctl_complain(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+int ctl_complain_error(const struct moe_error *e); /* also picks the exit code */
+int ctl_complain_errno(struct ctl *c, int r); /* of a library call; -EREMOTEIO: the last error */
+int ctl_connect(struct ctl *c);               /* 0, or an exit code after a complaint */
+/* moe_call_wait(), and a complaint when it fails. Return: an exit code. */
+int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, uint64_t usec,
+             const struct moe_value **ret_result);
+/* Wait for the service, or for @fd (-1: none) to be readable, at most @usec. Return: 0, an event
+ * was processed; 1: @fd is readable; 2: interrupted; 3: @usec passed; or -errno. */
+int ctl_poll(struct ctl *c, int fd, uint64_t usec);
+
+/* moectl-out.c */
+void ctl_progress(struct ctl *c, const char *stage, uint64_t done, uint64_t total);
+void ctl_progress_clear(struct ctl *c);
+/* To a terminal control characters do not go: a model must not drive it. */
+void ctl_put(FILE *file, bool tty, const char *s, size_t n);
+void ctl_put_json(const struct ctl *c, const struct moe_value *v);
+/* "13.4 GiB", "3 min 20 s"; static storage, two calls' results at once. */
+const char *ctl_bytes(uint64_t n);
+const char *ctl_span(uint64_t usec);
+/* Send stdout on its way. Return: 0, or the errno of the first failure; from then on the output is
+ * lost, and whoever makes more of it may stop. */
+int ctl_flush(void);
+
+/* moectl-text.c: input */
+int ctl_text_add(struct ctl_text *t, const char *s, size_t n); /* 0 or -errno; 16 MiB at most */
+/* The argument, then each -f, then what is piped, joined by empty lines; "-" is stdin alone. */
+int ctl_read_input(struct ctl *c, struct ctl_text *ret);
+/* A line of stdin without its end; answers the service meanwhile. Return: 0; 1: the end; 2:
+ * interrupted; -errno. */
+int ctl_read_line(struct ctl *c, struct ctl_text *ret);
+
+/* The verbs. Return: an exit code. */
+int verb_run(struct ctl *c);
+int verb_chat(struct ctl *c);
+int verb_status(struct ctl *c);
+int verb_list(struct ctl *c);
+int verb_show(struct ctl *c);
+int verb_load(struct ctl *c);
+int verb_unload(struct ctl *c);
+int verb_tokenize(struct ctl *c);
+int verb_wait(struct ctl *c);
+int verb_api_info(struct ctl *c);

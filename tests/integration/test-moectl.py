@@ -1,0 +1,654 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""moectl against a service that this script plays: test-moectl.py MOECTL"""
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+try:
+    import msgpack
+except ImportError:
+    sys.exit(77)
+
+MOECTL = ""
+EXAMPLE = os.path.join(os.path.dirname(__file__), "../../contrib/examples/client.py")
+RESULT = {"stop_reason": "stop", "usage": {"prompt": 5, "cached": 0, "generated": 2, "dropped": 0},
+          "timings": {"queue_us": 1, "prefill_us": 2, "decode_us": 3}, "seed": 7, "model": "tiny"}
+
+
+class Service:
+    """Answers each request by script[method](service, msgid, params); records what came."""
+
+    def __init__(self, script):
+        self.script, self.seen, self.dir = script, [], tempfile.TemporaryDirectory()
+        self.path = self.dir.name + "/rpc"
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen()
+        self.conn = None
+        self.cancelled = threading.Event()
+        self.hung_up = threading.Event()
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                self.conn, _ = self.listener.accept()
+            except OSError:
+                return
+            unpacker = msgpack.Unpacker(raw=False, strict_map_key=False)
+            while True:
+                try:
+                    data = self.conn.recv(65536)
+                except OSError:
+                    data = b""
+                if not data:
+                    break
+                unpacker.feed(data)
+                for frame in unpacker:
+                    self.take(frame)
+            self.conn.close()
+            self.hung_up.set()
+
+    def take(self, frame):
+        if frame[0] == 2:
+            self.seen.append((frame[1], frame[2][0]))
+            if frame[1] == "generate.cancel":
+                self.cancelled.set()
+            return
+        _, msgid, method, (params,) = frame
+        self.seen.append((method, params))
+        # A thread, so that a cancel can come while an answer is written.
+        threading.Thread(target=self.script[method], args=(self, msgid, params), daemon=True).start()
+
+    def send(self, frame):
+        try:
+            self.conn.sendall(msgpack.packb(frame))
+        except OSError:
+            pass
+
+    def result(self, msgid, result):
+        self.send([1, msgid, None, result])
+
+    def error(self, msgid, code, name, message, data=None):
+        self.send([1, msgid, {"code": code, "name": name, "message": message, "data": data or {}}, None])
+
+    def notify(self, method, **params):
+        self.send([2, method, [params]])
+
+    def params(self, method="generate"):
+        return [p for m, p in self.seen if m == method][-1]
+
+    def close(self):
+        self.listener.close()
+        if self.conn:
+            self.conn.close()
+        self.dir.cleanup()
+
+
+def answers(*pieces, thoughts=(), **more):
+    """A script of generate: streams or returns @pieces."""
+
+    def generate(service, msgid, params):
+        result = dict(RESULT, **more)
+        if params.get("stream"):
+            for i, (kind, text) in enumerate([("thought", t) for t in thoughts] + [("text", t) for t in pieces]):
+                service.notify("generate.delta", id=msgid, seq=i, kind=kind, text=text)
+        else:
+            result.update(text="".join(pieces), thought="".join(thoughts))
+        service.result(msgid, result)
+
+    return {"generate": generate}
+
+
+def fails(method, *error):
+    return {method: lambda s, i, p: s.error(i, *error)}
+
+
+def returns(method, result):
+    return {method: lambda s, i, p: s.result(i, result)}
+
+
+class Case(unittest.TestCase):
+    service = None
+
+    def serve(self, script):
+        if self.service:
+            self.service.close()
+        self.service = Service(script)
+        return self.service
+
+    def tearDown(self):
+        if self.service:
+            self.service.close()
+
+    def env(self, **more):
+        env = {k: v for k, v in os.environ.items() if k not in ("MOE_SOCKET", "XDG_RUNTIME_DIR", "NO_COLOR")}
+        if self.service:
+            env["MOE_SOCKET"] = self.service.path
+        return dict(env, **more)
+
+    def moectl(self, *args, stdin=b"", **kw):
+        kw.setdefault("env", self.env())
+        return subprocess.run([MOECTL, *args], input=stdin, capture_output=True, timeout=30, **kw)
+
+    def check(self, run, code, out=None, err=None):
+        self.assertEqual(run.returncode, code, run)
+        if out is not None:
+            self.assertEqual(run.stdout, out)
+        if err is not None:
+            self.assertRegex(run.stderr.decode(), err)
+
+
+class Run(Case):
+    def test_answer_and_nothing_else(self):
+        self.serve(answers("Hel", "l\u00f6\n", " there", thoughts=["hm"]))
+        self.check(self.moectl("run", "hi"), 0, "Hell\u00f6\n there".encode(), r"^$")
+        self.assertEqual(self.service.params(), {"messages": [{"role": "user", "content": "hi"}], "stream": True})
+
+    def test_no_stream(self):
+        self.serve(answers("whole"))
+        self.check(self.moectl("run", "--no-stream", "hi"), 0, b"whole", r"^$")
+        self.assertNotIn("stream", self.service.params())
+
+    def test_every_option_arrives(self):
+        self.serve(answers("x"))
+        run = self.moectl("--json=short", "run", "--system", "be brief", "--thinking", "--max-tokens=9",
+                          "--temperature", "0.5", "--top-k", "4", "--top-p", "0.9", "--min-p", "0",
+                          "--seed", "18446744073709551615", "--stop", "A", "--stop", "B", "--deadline",
+                          "2min", "--logprobs", "0", "--model", "other", "hi")
+        self.check(run, 0)
+        self.assertEqual(self.service.params(), {
+            "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
+            "thinking": True, "max_tokens": 9, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.0,
+            "seed": 2**64 - 1, "stop": ["A", "B"], "deadline_ms": 120000, "logprobs": 0, "model": "other"})
+
+    def test_raw(self):
+        self.serve(answers("x"))
+        self.check(self.moectl("run", "--raw", "--special", "<bos>a"), 0, b"x")
+        self.assertEqual(self.service.params(), {"prompt": "<bos>a", "special": True, "stream": True})
+
+    def test_json(self):
+        self.serve(answers("a\u00e9", logprobs=[{"token": 1, "bytes": b"\xff\x00", "logprob": -0.5, "top": []}],
+                           extra={1: None, "neg": -3, "big": 2**63, "t": True, "nan": float("nan")}))
+        for mode in ("--json", "--json=short", "--json=pretty"):
+            run = self.moectl("run", mode, "hi", env=self.env(LC_ALL="de_DE.UTF-8"))
+            self.check(run, 0, None, r"^$")
+            v = json.loads(run.stdout)
+            self.assertEqual(v["text"], "a\u00e9")
+            self.assertEqual(v["logprobs"], [{"token": 1, "bytes": [255, 0], "logprob": -0.5, "top": []}])
+            self.assertEqual(v["extra"], {"1": None, "neg": -3, "big": 2**63, "t": True, "nan": None})
+            self.assertEqual(run.stdout.count(b"\n") > 1, mode == "--json=pretty")
+
+    def test_inputs(self):
+        self.serve(answers("x"))
+        with tempfile.TemporaryDirectory() as d:
+            for name in "ab":
+                with open(f"{d}/{name}", "w", encoding="utf-8") as f:
+                    f.write(f"file {name}\n")
+            for args, stdin, want in (
+                    (["hi"], b"piped", "hi\n\npiped"),
+                    ([], b"piped\n", "piped\n"),
+                    (["-"], b"piped", "piped"),
+                    (["hi", "-f", f"{d}/a", "-f", f"{d}/b"], b"", "hi\n\nfile a\n\n\nfile b\n"),
+                    (["-f", f"{d}/a"], b"piped", "file a\n\n\npiped"),
+                    (["--", "--help"], b"", "--help")):
+                self.check(self.moectl("run", *args, stdin=stdin), 0, b"x")
+                self.assertEqual(self.service.params()["messages"][0]["content"], want)
+            self.check(self.moectl("run", "-f", d + "/none"), 1, b"", r"none: cannot open: No such file")
+            self.check(self.moectl("run", "-f", d), 1, b"", r"cannot read: Is a directory")
+        self.check(self.moectl("run", stdin=b"a\0b"), 1, b"", r"NUL byte")
+        self.check(self.moectl("run"), 2, b"", r"text is empty")
+
+    def test_too_large_an_input(self):
+        self.serve(answers("x"))
+        self.check(self.moectl("run", stdin=b"x" * ((16 << 20) + 1)), 1, b"", r"more than 16 MiB")
+        self.check(self.moectl("run", stdin=b"x" * (16 << 20)), 1, b"", r"larger than 16 MiB")
+        self.check(self.moectl("run", stdin=b"x" * ((16 << 20) - 200)), 0, b"x")
+
+    def test_exit_codes(self):
+        self.serve(answers("x", stop_reason="length"))
+        self.check(self.moectl("run", "hi"), 5, b"x", r"^$")
+        self.serve(answers("x", stop_reason="deadline"))
+        self.check(self.moectl("run", "hi"), 5, b"x")
+        for code, name, data, want, text in (
+                (1, "InvalidArgs", {}, 1, "why"),
+                (3, "NoSuchModel", {}, 4, "why"),
+                (4, "ModelUnavailable", {}, 4, "why"),
+                (5, "InsufficientMemory", {"need": 3 << 30, "have": 1 << 20}, 4, r"3\.0 GiB needed, 1\.0 MiB free"),
+                (6, "ContextOverflow", {"requested": 9000, "available": 8192}, 1, "9000 tokens requested, 8192"),
+                (7, "InvalidSchema", {}, 8, "why"),
+                (8, "InvalidGrammar", {}, 8, "why"),
+                (9, "Busy", {"retry_after_ms": 1500, "position": 2}, 7, r"try again in 1\.5 s"),
+                (10, "QuotaExceeded", {"limit": 4}, 7, "limit is 4"),
+                (11, "AccessDenied", {}, 6, "why"),
+                (12, "Cancelled", {}, 1, "why"),
+                (15, "Corrupt", {}, 4, "why"),
+                (16, "ShuttingDown", {}, 3, "why"),
+                (17, "TooLarge", {"limit": 10}, 1, "why"),
+                (18, "Timeout", {}, 5, "why"),
+                (19, "Internal", {}, 1, "why"),
+                (20, "NoSuchMethod", {}, 1, "why"),
+                (999, "New", {}, 1, "why")):
+            self.serve(fails("generate", code, name, "why", data))
+            self.check(self.moectl("run", "hi"), want, b"", "^moectl: why.*" + ("" if text == "why" else text))
+
+    def test_hang_up(self):
+        def generate(service, msgid, params):
+            service.notify("generate.delta", id=msgid, seq=0, kind="text", text="half")
+            service.conn.shutdown(socket.SHUT_RDWR)
+        self.serve({"generate": generate})
+        self.check(self.moectl("run", "hi"), 3, b"half", "closed the connection")
+
+    def test_refused_with_a_reason(self):
+        def generate(service, msgid, params):
+            service.notify("rpc.error", code=10, name="QuotaExceeded", message="16 connections are the most")
+            service.conn.shutdown(socket.SHUT_RDWR)
+        self.serve({"generate": generate})
+        self.check(self.moectl("run", "hi"), 7, b"", "16 connections are the most")
+
+    def test_nonsense_from_the_service(self):
+        self.serve({"generate": lambda s, i, p: s.conn.sendall(b"HTTP/1.1 400\r\n")})
+        self.check(self.moectl("run", "hi"), 3, b"", "no message of the protocol")
+
+    def test_interrupt(self):
+        def generate(service, msgid, params):
+            service.notify("generate.delta", id=msgid, seq=0, kind="text", text="first")
+            service.cancelled.wait(10)
+            service.notify("generate.delta", id=msgid, seq=1, kind="text", text=" last")
+            service.error(msgid, 12, "Cancelled", "cancelled")
+        self.serve({"generate": generate})
+        p = subprocess.Popen([MOECTL, "run", "hi"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, env=self.env())
+        self.assertEqual(os.read(p.stdout.fileno(), 100), b"first")
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=10)
+        self.assertEqual((p.returncode, out, err), (130, b" last", b""))
+        self.assertEqual([m for m, _ in self.service.seen], ["generate", "generate.cancel"])
+
+    def test_interrupt_a_deaf_service(self):
+        self.serve({"generate": lambda s, i, p: s.notify("generate.delta", id=i, seq=0, kind="text", text="x")})
+        p = subprocess.Popen([MOECTL, "run", "hi"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, env=self.env())
+        self.assertEqual(os.read(p.stdout.fileno(), 100), b"x")
+        p.send_signal(signal.SIGINT)
+        self.assertEqual(p.wait(timeout=10), 130)
+        p.stdout.close()
+
+    def test_closed_stdout_is_quiet(self):
+        def generate(service, msgid, params):
+            for i in range(200):
+                service.notify("generate.delta", id=msgid, seq=i, kind="text", text="word " * 100)
+                if service.hung_up.wait(0.002):
+                    return
+            service.result(msgid, RESULT)
+        for ignored in (False, True):
+            self.serve({"generate": generate})
+            p = subprocess.Popen([MOECTL, "run", "hi"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                 stderr=subprocess.PIPE, env=self.env(), restore_signals=not ignored,
+                                 preexec_fn=(lambda: signal.signal(signal.SIGPIPE, signal.SIG_IGN)) if ignored else None)
+            self.assertEqual(os.read(p.stdout.fileno(), 4), b"word")
+            p.stdout.close()
+            self.assertEqual(p.stderr.read(), b"")
+            p.stderr.close()
+            p.wait(timeout=20)
+            self.assertEqual(p.returncode, 1 if ignored else -signal.SIGPIPE)
+
+    def test_closed_files(self):
+        """The socket must not get the number of a closed stdin, stdout or stderr."""
+        for fds in ([0], [1], [2], [0, 1, 2]):
+            self.serve(answers("answer"))
+            p = subprocess.run([MOECTL, "run", "hi"], env=self.env(), timeout=10, stdout=subprocess.PIPE,
+                               preexec_fn=lambda fds=fds: [os.close(fd) for fd in fds])
+            self.assertEqual(p.returncode, 0, fds)
+            self.assertEqual(p.stdout, b"" if 1 in fds else b"answer")
+            self.assertEqual([m for m, _ in self.service.seen], ["generate"])
+
+    def test_full_disk(self):
+        self.serve(answers("x"))
+        with open("/dev/full", "wb") as full:
+            p = subprocess.run([MOECTL, "run", "--json", "hi"], env=self.env(), timeout=10, stdout=full,
+                               stderr=subprocess.PIPE, stdin=subprocess.DEVNULL)
+        self.assertEqual(p.returncode, 1)
+        self.assertIn(b"No space left", p.stderr)
+
+
+class Usage(Case):
+    def test_usage(self):
+        for args, text in (([], "what to do"), (["fly"], "no command \"fly\""), (["run", "a", "b"], "one argument too many"),
+                           (["status", "x"], "too many"), (["run", "--top-k", "x", "a"], "--top-k"),
+                           (["run", "--top-k", "-1", "a"], "--top-k"), (["run", "--temperature", "nan", "a"], "--temp"),
+                           (["run", "--max-tokens", "4294967296", "a"], "--max"), (["run", "--deadline", "1d", "a"], "1d"),
+                           (["run", "--seed", "18446744073709551616", "a"], "--seed"), (["run", "--json=x", "a"], "--json"),
+                           (["status", "--top-k", "1"], "status has no option --top-k"), (["chat", "--raw"], "--raw"),
+                           (["run", "--logprobs", "1", "a"], "needs --json"), (["run", "--nope", "a"], "nope"),
+                           (["run", "--raw", "--system", "x", "a"], "--system"), (["run", "--special", "a"], "--raw"),
+                           (["run"] + ["--stop", "x"] * 17 + ["a"], "16 of them")):
+            self.check(self.moectl(*args), 2, b"", re.escape(text))
+
+    def test_help_and_version(self):
+        for args in (["--help"], ["-h"], ["run", "--help"]):
+            self.check(self.moectl(*args), 0, None, r"^$")
+        self.assertTrue(self.moectl("--help").stdout.startswith(b"Usage: moectl"))
+        self.assertRegex(self.moectl("--version").stdout, rb"^moectl \d+\.\d+\.\d+\n$")
+
+    def test_unreachable(self):
+        with tempfile.TemporaryDirectory() as d:
+            env = self.env(XDG_RUNTIME_DIR=d)
+            self.check(self.moectl("status", "--socket", d + "/x", env=env), 3, b"", "cannot reach the service at .*/x")
+            env["MOE_SOCKET"] = d + "/y"
+            self.check(self.moectl("status", env=env), 3, b"", "cannot reach the service at .*/y")
+            self.check(self.moectl("status", "--socket", "x" * 200, env=env), 3, b"", "longer than 107 bytes")
+            if not os.path.exists("/run/moed/rpc"):
+                del env["MOE_SOCKET"]
+                run = self.moectl("status", env=env)
+                self.check(run, 3, b"", "/run/moed/rpc.*MOE_SOCKET is not set.*no " + d + "/moed/rpc")
+
+    def test_socket_order(self):
+        service = self.serve(returns("server.status", {"state": "empty"}))
+        env = self.env(XDG_RUNTIME_DIR=service.dir.name)
+        del env["MOE_SOCKET"]
+        os.mkdir(service.dir.name + "/moed")
+        os.symlink(service.path, service.dir.name + "/moed/rpc")
+        self.check(self.moectl("status", env=env), 0)
+        self.check(self.moectl("status", "--socket", service.path, env=dict(env, MOE_SOCKET="/nonexistent")), 0)
+
+
+class Others(Case):
+    STATUS = {"state": "ready", "version": "0.1.0", "pid": 1234, "uptime_us": 3725000000, "model": "tiny\x1b[2J",
+              "memory": {"resident": 3 << 30, "weights": 2 << 30, "kv": 1 << 30}, "threads": 8, "tier": "avx2",
+              "queue": {"running": 1, "waiting": 2, "max": 9}, "connections": 3,
+              "tokens": {"prompt": 10, "generated": 20}}
+
+    def test_status(self):
+        self.serve(returns("server.status", self.STATUS))
+        out = self.moectl("status").stdout.decode()
+        for line in ("State: ready", "process 1234, up 1 h 2 min", "3.0 GiB (weights 2.0 GiB, context 1.0 GiB)",
+                     "Threads: 8, avx2", "1 running, 2 waiting, 9 at most", "10 read, 20 generated"):
+            self.assertIn(line, out)
+        self.assertEqual(json.loads(self.moectl("--json", "status").stdout), self.STATUS)
+        self.check(self.moectl("status", "--no-pager", "-q"), 0)
+
+    def test_status_of_nothing(self):
+        self.serve(returns("server.status", {}))
+        self.check(self.moectl("status"), 0)
+        self.check(self.moectl("status", "--json"), 0, b"{}\n")
+
+    def test_no_answer(self):
+        self.serve({"server.status": lambda s, i, p: None})
+        p = subprocess.Popen([MOECTL, "status"], env=self.env(), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        while not self.service.seen:
+            time.sleep(0.01)
+        p.send_signal(signal.SIGINT)
+        self.assertEqual(p.wait(timeout=10), 130)
+        self.assertEqual(p.stderr.read(), b"")
+        p.stderr.close()
+
+    def test_list(self):
+        models = [{"id": "a", "path": "/m/a.gguf", "size": 1 << 20, "state": "loaded", "default": True},
+                  {"id": "longer", "path": "/m/b.gguf", "size": 5, "state": "available", "default": False}]
+        self.serve(returns("model.list", {"models": models}))
+        self.check(self.moectl("list"), 0, b"a       loaded        1.0 MiB  /m/a.gguf  (default)\n"
+                                           b"longer  available     5 bytes  /m/b.gguf\n")
+        self.serve(returns("model.list", {"models": []}))
+        self.check(self.moectl("list"), 0, b"", "no models")
+        self.check(self.moectl("list", "-q"), 0, b"", "^$")
+
+    def test_show(self):
+        self.serve(returns("model.show", {
+            "id": "a", "path": "/m/a", "size": 7, "state": "loaded", "metadata": {"k.n": 3, "k.f": 0.5, "k.l": [1, 2]},
+            "tensors": [{"name": "w", "type": "q4_0", "shape": [4, 2], "bytes": 2048}]}))
+        run = self.moectl("show", "a", "--tensors")
+        self.check(run, 0)
+        for line in ("k.n = 3\n", "k.f = 0.5\n", "k.l = 1, 2\n", "w  [4, 2]\n", "2.0 KiB"):
+            self.assertIn(line, run.stdout.decode())
+        self.assertEqual(self.service.params("model.show"), {"id": "a", "tensors": True})
+        self.check(self.moectl("show"), 0)
+        self.assertEqual(self.service.params("model.show"), {})
+        self.serve(fails("model.show", 3, "NoSuchModel", "there is no model \"b\""))
+        self.check(self.moectl("show", "b"), 4, b"", "no model")
+
+    def test_load(self):
+        def wait(service, msgid, params):
+            for i in range(3):
+                service.notify("job.progress", id=params["id"], stage="loading", done=i, total=3)
+            service.result(msgid, {"result": "done"})
+        script = dict(returns("model.load", {"job": 4, "state": "loading"}), **{"job.wait": wait})
+        self.serve(script)
+        self.check(self.moectl("load", "a"), 0, b"", "^$")
+        self.assertEqual(self.service.seen, [("model.load", {"id": "a"}), ("job.wait", {"id": 4})])
+        self.check(self.moectl("load", "--no-wait", "--json"), 0, b'{"job":4,"state":"loading"}\n')
+        self.assertEqual(self.service.seen[-1], ("model.load", {}))
+        self.serve(dict(script, **returns("job.wait", {"result": "failed", "reason": "bad file"})))
+        self.check(self.moectl("load"), 4, b"", "bad file")
+        self.serve(fails("model.load", 11, "AccessDenied", "only root may"))
+        self.check(self.moectl("load"), 6, b"", "only root may")
+
+    def test_unload(self):
+        self.serve(returns("model.unload", {}))
+        self.check(self.moectl("unload", "a"), 0, b"", "^$")
+        self.serve(fails("model.unload", 9, "Busy", "it has work", {"position": 1}))
+        self.check(self.moectl("unload"), 7, b"", "it has work")
+
+    def test_wait(self):
+        states = iter(["not-loaded", "loading", "available"])
+        self.serve({"model.availability": lambda s, i, p: s.result(i, {"state": next(states), "progress": 0.5})})
+        self.check(self.moectl("wait", "a"), 0, b"", "^$")
+        self.assertEqual(self.service.seen, [("model.availability", {"id": "a"})] * 3)
+        self.serve(returns("model.availability", {"state": "unavailable", "reason": "no file"}))
+        self.check(self.moectl("wait"), 4, b"", "no file")
+        self.serve(returns("model.availability", {"state": "not-loaded"}))
+        self.check(self.moectl("wait", "--deadline", "300ms"), 4, b"", "not ready")
+
+    def test_tokenize(self):
+        self.serve(returns("tokenize", {"tokens": [5, 600], "pieces": [b"a\"\n", b"\xc3"]}))
+        self.check(self.moectl("tokenize", "x"), 0, b'5\t"a\\"\\n"\n600\t"\\303"\n')
+        self.check(self.moectl("tokenize", "--bos", "--special", stdin=b"a\0b"), 0)
+        self.assertEqual(self.service.params("tokenize"), {"text": "a\0b", "special": True, "bos": True, "pieces": True})
+
+    def test_api_info(self):
+        info = {"channel": 1, "version": {"major": 0, "minor": 1, "patch": 2, "api_level": 3, "api_compatible": 1},
+                "methods": [{"name": "tokenize", "since": 1, "params": [{"name": "text", "type": "str", "required": True},
+                                                                        {"name": "bos", "type": "bool", "required": False}],
+                             "result": "{tokens}", "errors": ["TooLarge", "Busy"], "notifies": []}]}
+        self.serve(returns("server.info", info))
+        self.check(self.moectl("api-info"), 0, b"moed 0.1.2, API level 3, compatible from 1\n\n"
+                   b"tokenize {text: str, bos: bool?}\n    -> {tokens}\n    errors: TooLarge, Busy\n")
+        self.assertEqual(json.loads(self.moectl("api-info", "--json=pretty").stdout), info)
+
+
+class Terminal(Case):
+    """moectl on a pseudo terminal of its own."""
+
+    def start(self, *args, **env):
+        env = self.env(TERM="dumb", **env)
+        self.pid, self.tty = pty.fork()
+        if self.pid == 0:
+            os.execve(MOECTL, [MOECTL, *args], env)
+        self.screen = b""
+
+    def expect(self, text, timeout=10):
+        end = time.monotonic() + timeout
+        while text not in self.screen:
+            ready, _, _ = select.select([self.tty], [], [], max(0, end - time.monotonic()))
+            self.assertTrue(ready, f"waiting for {text!r}, got {self.screen!r}")
+            try:
+                data = os.read(self.tty, 65536)
+            except OSError:
+                data = b""
+            self.assertTrue(data, f"waiting for {text!r}, got {self.screen!r}")
+            self.screen += data
+        before, self.screen = self.screen.split(text, 1)
+        return before
+
+    def type(self, data):
+        os.write(self.tty, data)
+
+    def end(self):
+        rest = self.screen
+        while True:
+            try:
+                data = os.read(self.tty, 65536)
+            except OSError:
+                break
+            if not data:
+                break
+            rest += data
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.tty)
+        return os.waitstatus_to_exitcode(status), rest.replace(b"\r\n", b"\n")
+
+    def test_run_shows_thoughts_dimmed(self):
+        self.serve(answers("yes", thoughts=["let me", " see"]))
+        self.start("run", "hi", "--thinking")
+        self.assertEqual(self.end(), (0, b"\x1b[2mlet me\x1b[0m\x1b[2m see\x1b[0m\n\nyes\n"))
+        self.serve(answers("yes", thoughts=["hm"]))
+        self.start("run", "hi", NO_COLOR="1")
+        self.assertEqual(self.end(), (0, b"hm\n\nyes\n"))
+
+    def test_terminal_is_not_driven(self):
+        self.serve(answers("a\x1b]0;title\x07b\x7f\u009bc\td\r\n"))
+        self.start("run", "hi")
+        bad = "\ufffd"
+        self.assertEqual(self.end(), (0, f"a{bad}]0;title{bad}b{bad}{bad}c\td{bad}\n".encode()))
+
+    def test_progress_on_the_terminal(self):
+        def generate(service, msgid, params):
+            service.notify("generate.progress", id=msgid, stage="prefill", done=1, total=4)
+            answers("x")["generate"](service, msgid, params)
+        self.serve({"generate": generate})
+        self.start("run", "hi")
+        self.assertEqual(self.end(), (0, b"\rprefill 25 %\x1b[K\r\x1b[Kx\n"))
+        self.start("run", "-q", "hi")
+        self.assertEqual(self.end(), (0, b"x\n"))
+
+    def test_no_text(self):
+        self.start("run")
+        code, text = self.end()
+        self.assertEqual(code, 2)
+        self.assertIn(b"there is no text", text)
+
+    def test_interrupt_typing(self):
+        self.start("run", "-")
+        for _ in range(1000):  # until it is moectl, and has its handler
+            with open(f"/proc/{self.pid}/status", encoding="utf-8") as f:
+                status = f.read()
+            caught = int(re.search(r"SigCgt:\s*(\w+)", status).group(1), 16)
+            if "Name:\tmoectl" in status and caught & 1 << (signal.SIGINT - 1):
+                break
+            time.sleep(0.005)
+        self.type(b"half a line")
+        self.expect(b"half a line")
+        self.type(b"\x03")
+        self.assertEqual(self.end()[0], 130)
+
+    def test_chat(self):
+        def generate(service, msgid, params):
+            text = params["messages"][-1]["content"]
+            if text == "slow":
+                service.notify("generate.delta", id=msgid, seq=0, kind="text", text="begun")
+                service.cancelled.wait(10)
+                service.error(msgid, 12, "Cancelled", "cancelled")
+            elif text == "busy":
+                service.error(msgid, 9, "Busy", "too many", {"retry_after_ms": 100})
+            else:
+                answers(f"re: {text}", stop_reason="length" if text == "long" else "stop")["generate"](
+                    service, msgid, params)
+        service = self.serve({"generate": generate})
+
+        def talk():
+            return [(m["role"], m["content"]) for m in service.params()["messages"]]
+
+        self.start("chat", "--system", "be kind")
+        self.expect(b"/help for more")
+        self.expect(b"> ")
+        self.type(b"one\n")
+        self.expect(b"re: one\r\n> ")
+        self.type(b"\n/help\n")
+        self.expect(b"/reset")
+        self.type(b"/nonsense\n")
+        self.expect(b"There is no /nonsense")
+        self.type(b"slow\n")
+        self.expect(b"begun")
+        self.type(b"\x03")
+        self.expect(b"stopped")
+        self.expect(b"> ")
+        self.type(b"busy\n")
+        self.expect(b"try again in 0.1 s")
+        self.type(b"half\x03")
+        self.expect(b"> ")
+        self.type(b"long\n")
+        self.expect(b"cut short")
+        self.type(b"//two\n")
+        self.expect(b"re: /two")
+        self.assertEqual(talk(), [("system", "be kind"), ("user", "one"), ("assistant", "re: one"), ("user", "long"),
+                                  ("assistant", "re: long"), ("user", "/two")])
+        self.type(b"/reset\n")
+        self.expect(b"(forgotten)")
+        self.type(b"three\n")
+        self.expect(b"re: three")
+        self.assertEqual(talk(), [("system", "be kind"), ("user", "three")])
+        self.expect(b"> ")
+        self.type(b"\x04")
+        self.assertEqual(self.end()[0], 0)
+
+    def test_chat_outlives_the_service(self):
+        service = self.serve(answers("hello"))
+        self.start("chat")
+        self.expect(b"> ")
+        self.type(b"a\n")
+        self.expect(b"hello")
+        service.hung_up.clear()
+        service.conn.shutdown(socket.SHUT_RDWR)
+        service.hung_up.wait(10)
+        self.expect(b"> ")
+        self.type(b"b\n")
+        self.expect(b"hello")
+        self.assertEqual(len(service.params()["messages"]), 3)
+        service.listener.close()
+        os.unlink(service.path)
+        service.conn.shutdown(socket.SHUT_RDWR)
+        self.expect(b"> ")
+        self.type(b"c\n")
+        self.expect(b"cannot reach the service")
+        self.expect(b"> ")
+        self.type(b"d\n")
+        self.expect(b"cannot reach the service")
+        self.expect(b"> ")
+        self.type(b"/quit\n")
+        self.assertEqual(self.end()[0], 0)
+
+    def test_chat_from_a_pipe(self):
+        service = self.serve(answers("ok"))
+        run = self.moectl("chat", stdin=b"first\nsecond, without an end")
+        self.check(run, 0, b"ok\nok\n", "^$")
+        self.assertEqual([m["content"] for m in service.params()["messages"]],
+                         ["first", "ok", "second, without an end"])
+
+
+class Example(Case):
+    def client(self, *args):
+        return subprocess.run([sys.executable, EXAMPLE, *args], capture_output=True, timeout=30, env=self.env())
+
+    def test_example(self):
+        self.serve(answers("Hel", "l\u00f6", thoughts=["hm"]))
+        self.check(self.client("--max-tokens", "9", "hi"), 0, "Hell\u00f6".encode(), r"^\n\[2 tokens, stop\]\n$")
+        self.assertEqual(self.service.params(), {"messages": [{"role": "user", "content": "hi"}], "stream": True,
+                                                 "max_tokens": 9})
+        self.serve(fails("generate", 9, "Busy", "come back later"))
+        self.check(self.client("hi"), 1, b"", "come back later")
+        self.check(self.client("--socket", "/nonexistent", "hi"), 1, b"", "No such file")
+
+
+if __name__ == "__main__":
+    MOECTL = os.path.abspath(sys.argv.pop(1))
+    unittest.main()
