@@ -63,10 +63,11 @@ void quant_decode(enum quant_fmt fmt, const void *src, float *dst, size_t n);
 /* @src: f32 [n], finite    @dst: n / block blocks. Round to nearest; scales are searched for the
  * least squared error, see quant-fit.h. encode(decode(b)) decodes to what b does, bit for bit, when
  * b's scales are finite and
- *   Q4_1 Q5_1             d > 0 and |m| < 2^12 d; else a minimum of another size swallows the codes
- *   Q3_K Q6_K             every 16 elements use their lowest code
- *   Q2_K Q4_K Q5_K        d, dmin >= 0, and every 16 or 32 elements use their lowest and highest code
- * (otherwise other scales may say the same, and need not fit beside each other). */
+ *   Q4_1 Q5_1             d > 0, |m| < 2^12 d, and codes are not all alike
+ *   Q3_K Q6_K IQ4_XS      elements that share a scale use their lowest code
+ *   Q2_K Q4_K Q5_K        the same, and their highest; d >= 0 and 0 <= dmin < 16 d
+ * Otherwise other scales may say the same of a few elements and not fit beside the rest. What is
+ * beyond a format's largest scale is clipped. */
 void quant_encode(enum quant_fmt fmt, const float *src, void *dst, size_t n);
 
 /* f16 and bf16 bits to f32, exact; f32 to f16 and bf16, ties to even, subnormals kept. */
