@@ -397,45 +397,38 @@ static inline void auto_gemma4_free(struct gemma4 **g) {
         (void)gemma4_free(&(*g)->model);
 }
 
-static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const struct kern *kern,
-                      struct pool *pool, const struct model_options *opt, struct why *why) {
-    AUTO(gemma4_free) struct gemma4 *g = calloc(1, sizeof *g);
+/* Weights are bound, and vectors converted, in an arena of exactly their size. */
+static int init_weights(struct gemma4 *g, const struct gguf *gguf, struct why *why) {
     struct arena measure;
-    int r;
-
-    if (!g)
-        return err_new(-ENOMEM);
-    r = gemma4_conf_read(&g->conf, gguf, why);
-    if (r != 0)
-        return err_up(r);
-    if (opt->n_ctx > g->conf.n_ctx)
-        return why_set(why, MODEL_BAD, "a context of %u is more than the model's %u", opt->n_ctx,
-                       g->conf.n_ctx);
-
-    arena_measure(&measure);
-    r = init_ops(g, kern, pool, opt, &measure);
-    if (r != 0)
-        return why_set(why, err_up(r), "the model's sizes overflow memory");
-
     struct binder b = { .g = g, .gguf = gguf, .arena = &measure, .why = why };
+    int r;
 
     arena_measure(&measure);
     bind(&b);
-    if (b.r || measure.failed)
-        return b.r ? b.r : why_set(why, err_new(-ENOMEM), "the model's sizes overflow memory");
+    if (b.r != 0)
+        return b.r;
+    if (measure.failed)
+        return why_set(why, err_new(-ENOMEM), "the weights' sizes overflow memory");
     r = arena_init(&g->weights, measure.used, why);
     if (r != 0)
         return err_up(r);
     b.arena = &g->weights;
     bind(&b);
-    if (b.r)
-        return b.r;
+
+    return b.r;
+}
+
+static int init_step(struct gemma4 *g, const struct kern *kern, struct pool *pool,
+                     const struct model_options *opt, struct why *why) {
+    struct arena measure;
+    int r;
 
     arena_measure(&measure);
-    (void)init_ops(g, kern, pool, opt, &measure);
-    lay_out(g, opt, &measure);
-    if (measure.failed)
-        return why_set(why, err_new(-ENOMEM), "the model's sizes overflow memory");
+    r = init_ops(g, kern, pool, opt, &measure);
+    if (r == 0)
+        lay_out(g, opt, &measure);
+    if (r != 0 || measure.failed)
+        return why_set(why, err_new(-ENOMEM), "the memory of a step overflows");
     r = arena_init(&g->memory, measure.used, why);
     if (r != 0)
         return err_up(r);
@@ -443,21 +436,50 @@ static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const s
     if (r != 0)
         return err_up(r);
     lay_out(g, opt, &g->memory);
+    g->model.info.step_bytes = measure.used;
+
+    return 0;
+}
+
+static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const struct kern *kern,
+                      struct pool *pool, const struct model_options *opt, struct why *why) {
+    AUTO(gemma4_free) struct gemma4 *g = calloc(1, sizeof *g);
+    const struct gemma4_conf *c;
+    int r;
+
+    if (!g)
+        return err_new(-ENOMEM);
+    c = &g->conf;
+    r = gemma4_conf_read(&g->conf, gguf, why);
+    if (r != 0)
+        return err_up(r);
+    if (opt->n_ctx > c->n_ctx)
+        return why_set(why, MODEL_BAD, "a context of %u is more than the model's %u", opt->n_ctx,
+                       c->n_ctx);
+    g->ops.kern =
+        kern; /* which formats have kernels, and what form they read, is all bind() asks */
+    g->ops.exact = opt->exact;
+    r = init_weights(g, gguf, why);
+    if (r != 0)
+        return err_up(r);
+    r = init_step(g, kern, pool, opt, why);
+    if (r != 0)
+        return err_up(r);
     if (g->ops.blas)
         ops_blas_init();
 
-    g->model.kv_layer = g->conf.kv;
+    g->model.kv_layer = c->kv;
     g->model.info = (struct model_info){
-        .n_layer = g->conf.n_layer,
-        .n_embd = g->conf.n_embd,
-        .n_vocab = g->conf.n_vocab,
-        .n_ctx_train = g->conf.n_ctx,
-        .n_ctx = opt->n_ctx ? opt->n_ctx : g->conf.n_ctx,
-        .n_expert = g->conf.n_expert,
-        .n_expert_used = g->conf.n_expert_used,
-        .window = g->conf.window,
+        .n_layer = c->n_layer,
+        .n_embd = c->n_embd,
+        .n_vocab = c->n_vocab,
+        .n_ctx_train = c->n_ctx,
+        .n_ctx = opt->n_ctx ? opt->n_ctx : c->n_ctx,
+        .n_expert = c->n_expert,
+        .n_expert_used = c->n_expert_used,
+        .window = c->window,
         .token_bytes = token_bytes(g),
-        .step_bytes = measure.used,
+        .step_bytes = g->model.info.step_bytes,
     };
     *ret_model = &take(g)->model;
     return 0;
@@ -640,10 +662,12 @@ static void ffn_out(void *arg, uint32_t r, uint32_t worker) {
     const struct kern *k = g->ops.kern;
     const struct layer *l = g->l;
     uint32_t d = g->conf.n_embd, n = g->conf.n_expert_used;
-    float *x = g->x + (size_t)r * d, *y = g->y + (size_t)r * d, *moe = g->moe + (size_t)r * d;
+    float *x = g->x + (size_t)r * d, *y = g->y + (size_t)r * d;
     float eps = g->conf.eps;
 
     if (g->conf.n_expert > 0) {
+        float *moe = g->moe + (size_t)r * d;
+
         memset(moe, 0, d * sizeof *moe);
         for (uint32_t i = 0; i < n; i++)
             k->axpy[QUANT_F32](g->exp_weight[r * n + i],
