@@ -18,8 +18,9 @@
 #define INLINE static inline __attribute__((always_inline))
 
 enum {
-    N_R = 4, /* weight rows that share one look at the activations */
-    N_M = 8, /* activation rows that share one unpacked unit */
+    N_R = 8,  /* weight rows that share one look at the activations */
+    N_R1 = 4, /* the same when there is one row of them: what fits the registers */
+    N_M = 8,  /* activation rows that share one unpacked unit */
 
     UNIT = 256,
     UNIT_BYTES = 272, /* of eight blocks of 32, at most: Q8_0 */
@@ -421,14 +422,15 @@ INLINE void mul_tile(struct form f, const uint8_t *w, size_t w_stride, uint32_t 
 
 INLINE void mul_quant(struct form f, const uint8_t *w, size_t w_stride, uint32_t n_out,
                       uint32_t n_col, const struct kern_rows *x, float *y, size_t y_stride) {
-    for (uint32_t o = 0; o < n_out; o += N_R) {
-        uint32_t n_r = n_out - o < N_R ? n_out - o : N_R;
+    uint32_t n_r, max_r = x->n_row == 1 ? N_R1 : N_R;
 
+    for (uint32_t o = 0; o < n_out; o += n_r) {
+        n_r = n_out - o < max_r ? n_out - o : max_r;
         for (uint32_t m = 0; m < x->n_row; m += N_M) {
             uint32_t n_m = x->n_row - m < N_M ? x->n_row - m : N_M;
 
-            if (n_m == 1 && n_r == N_R)
-                mul_tile(f, w + o * w_stride, w_stride, N_R, n_col, x, m, 1, y + o, y_stride);
+            if (n_m == 1 && n_r == N_R1)
+                mul_tile(f, w + o * w_stride, w_stride, N_R1, n_col, x, m, 1, y + o, y_stride);
             else
                 mul_tile(f, w + o * w_stride, w_stride, n_r, n_col, x, m, n_m, y + o, y_stride);
         }

@@ -4,7 +4,7 @@
  * Every tier this host can run, against double precision and against the generic tier.
  *
  * Weights end where a page that can not be read begins, so a kernel that reads past its last row
- * dies here. test-kern --bench prints the speed of every matrix kernel instead.
+ * dies here. test-kern --bench [FORMAT] prints the speed of the matrix kernels instead.
  */
 
 #include <setjmp.h>
@@ -710,7 +710,7 @@ static void bench_one(const struct kern *k, enum quant_fmt fmt, uint32_t n_row, 
 
     for (uint32_t o = 0; o < n_out; o++)
         fill_row(fmt, w + o * stride, N_COL, RANDOM);
-    for (int round = 0; round < 8; round++) {
+    for (int round = 0; round < 16; round++) {
         double t = now();
 
         k->mul[fmt](w, stride, step, N_COL, &a.rows, y, n_out);
@@ -724,16 +724,17 @@ static void bench_one(const struct kern *k, enum quant_fmt fmt, uint32_t n_row, 
     free(w);
 }
 
-static int bench(void) {
+/* @only: a format's name, or NULL for all */
+static int bench(const char *only) {
     const uint32_t n_rows[] = { 1, 4, 8, 64 };
 
-    printf("weights read in GB/s (and Gop/s), one core, CPU time, best of 8\n%-8s %-11s", "format",
+    printf("weights read in GB/s (and Gop/s), one core, CPU time, best of 16\n%-8s %-11s", "format",
            "tier");
     for (size_t m = 0; m < 4; m++)
         printf("  %16s %2u", "M", n_rows[m]);
     printf("\n");
     for (enum quant_fmt fmt = 0; fmt < QUANT_FMT_N; fmt++)
-        for (int t = 0; t < n_tier; t++) {
+        for (int t = 0; t < n_tier && (!only || !strcmp(only, quant_info(fmt)->name)); t++) {
             printf("%-8s %-11s", quant_info(fmt)->name, tiers[t]->name);
             for (size_t m = 0; m < 4; m++) {
                 double gb, gop;
@@ -776,7 +777,7 @@ int main(int argc, char **argv) {
             print_message("tier %s\n", t->name);
         }
     if (argc > 1 && !strcmp(argv[1], "--bench"))
-        return bench();
+        return bench(argv[2]);
 
     return cmocka_run_group_tests_name("kern", tests, NULL, NULL);
 }
