@@ -198,19 +198,27 @@ static int exit_of(int code) {
     }
 }
 
+/* Is @number in @message already? */
+static bool says(const char *message, int64_t number) {
+    char text[24];
+
+    (void)snprintf(text, sizeof text, "%jd", (intmax_t)number);
+    return strstr(message, text);
+}
+
 int ctl_complain_error(const struct moe_error *e) {
     char more[128] = "";
 
     if (e->retry_after_ms >= 0)
         (void)snprintf(more, sizeof more, "; try again in %.1f s",
                        (double)e->retry_after_ms / 1000);
-    else if (e->requested >= 0 && e->available >= 0)
+    else if (e->requested >= 0 && e->available >= 0 && !says(e->message, e->requested))
         (void)snprintf(more, sizeof more, " (%jd tokens requested, %jd available)",
                        (intmax_t)e->requested, (intmax_t)e->available);
-    else if (e->need >= 0 && e->have >= 0)
+    else if (e->need >= 0 && e->have >= 0 && !says(e->message, e->need))
         (void)snprintf(more, sizeof more, " (%s needed, %s free)", ctl_bytes((uint64_t)e->need),
                        ctl_bytes((uint64_t)e->have));
-    else if (e->limit >= 0)
+    else if (e->limit >= 0 && !says(e->message, e->limit))
         (void)snprintf(more, sizeof more, " (the limit is %jd)", (intmax_t)e->limit);
 
     return ctl_complain(exit_of(e->code), "%s%s", e->message, more);
@@ -284,6 +292,21 @@ int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, ui
     return r < 0 ? ctl_complain_errno(c, r) : EXIT_OK;
 }
 
+/* A ppoll() that finds something ready leaves a signal pending. What was typed after Ctrl-C must
+ * not be read before it is obeyed, nor be what it stops. */
+static bool sigint_pending(void) {
+    const struct timespec now = { 0 };
+    sigset_t set;
+
+    (void)sigemptyset(&set);
+    (void)sigaddset(&set, SIGINT);
+    if (sigtimedwait(&set, NULL, &now) != SIGINT)
+        return false;
+
+    ctl_interrupted = 1;
+    return true;
+}
+
 int ctl_poll(struct ctl *c, int fd, uint64_t usec) {
     uint64_t own = c->m ? moe_timeout(c->m) : MOE_FOREVER, wait = own < usec ? own : usec;
     struct pollfd p[2] = { { .fd = -1 }, { .fd = fd, .events = POLLIN } };
@@ -296,7 +319,7 @@ int ctl_poll(struct ctl *c, int fd, uint64_t usec) {
         p[0] = (struct pollfd){ .fd = moe_fd(c->m), .events = (short)moe_events(c->m) };
     (void)sigemptyset(&none);
     n = ppoll(p, 2, wait == MOE_FOREVER ? NULL : &t, &none);
-    if (n < 0 && errno == EINTR)
+    if ((n < 0 && errno == EINTR) || sigint_pending())
         return 2;
     if (n < 0)
         return -errno;
@@ -308,14 +331,14 @@ int ctl_poll(struct ctl *c, int fd, uint64_t usec) {
 
 /* Numbers of the command line. Each: 0, or EXIT_USAGE after a complaint. */
 
-static int parse_uint(const char *name, const char *s, uint64_t max, uint64_t *ret) {
+static int parse_uint(const char *name, const char *s, uint64_t min, uint64_t max, uint64_t *ret) {
     char *end;
 
     errno = 0;
     *ret = strtoull(s, &end, 10);
-    if (errno || end == s || *end || *s < '0' || *s > '9' || *ret > max)
-        return ctl_complain(EXIT_USAGE, "--%s: \"%s\" is no number from 0 to %ju", name, s,
-                            (uintmax_t)max);
+    if (errno || end == s || *end || *s < '0' || *s > '9' || *ret < min || *ret > max)
+        return ctl_complain(EXIT_USAGE, "--%s: \"%s\" is no number from %d to %ju", name, s,
+                            (int)min, (uintmax_t)max);
 
     return 0;
 }
@@ -376,7 +399,7 @@ static int set_sampling(struct ctl *c, int opt, const char *arg) {
 
     switch (opt) {
     case OPT_MAX_TOKENS:
-        return parse_uint("max-tokens", arg, UINT32_MAX, &g->max_tokens);
+        return parse_uint("max-tokens", arg, 1, UINT32_MAX, &g->max_tokens);
     case OPT_TEMPERATURE:
         return parse_float("temperature", arg, &g->temperature);
     case OPT_TOP_P:
@@ -384,16 +407,16 @@ static int set_sampling(struct ctl *c, int opt, const char *arg) {
     case OPT_MIN_P:
         return parse_float("min-p", arg, &g->min_p);
     case OPT_TOP_K:
-        r = parse_uint("top-k", arg, INT32_MAX, &v);
+        r = parse_uint("top-k", arg, 0, INT32_MAX, &v);
         g->top_k = (int64_t)v;
         return r;
     case OPT_LOGPROBS:
-        r = parse_uint("logprobs", arg, 20, &v);
+        r = parse_uint("logprobs", arg, 0, 20, &v);
         g->logprobs = (int)v;
         return r;
     case OPT_SEED:
         g->seed = &c->seed;
-        return parse_uint("seed", arg, UINT64_MAX, &c->seed);
+        return parse_uint("seed", arg, 0, UINT64_MAX, &c->seed);
     case OPT_DEADLINE:
         r = parse_time("deadline", arg, &c->deadline_usec);
         g->deadline_ms = c->deadline_usec / 1000;

@@ -327,7 +327,7 @@ class Usage(Case):
         for args, text in (([], "what to do"), (["fly"], "no command \"fly\""), (["run", "a", "b"], "one argument too many"),
                            (["status", "x"], "too many"), (["run", "--top-k", "x", "a"], "--top-k"),
                            (["run", "--top-k", "-1", "a"], "--top-k"), (["run", "--temperature", "nan", "a"], "--temp"),
-                           (["run", "--max-tokens", "4294967296", "a"], "--max"), (["run", "--deadline", "1d", "a"], "1d"),
+                           (["run", "--max-tokens", "4294967296", "a"], "--max"), (["run", "--max-tokens", "0", "a"], "1 to"), (["run", "--deadline", "1d", "a"], "1d"),
                            (["run", "--seed", "18446744073709551616", "a"], "--seed"), (["run", "--json=x", "a"], "--json"),
                            (["status", "--top-k", "1"], "status has no option --top-k"), (["chat", "--raw"], "--raw"),
                            (["run", "--logprobs", "1", "a"], "needs --json"), (["run", "--nope", "a"], "nope"),
@@ -584,9 +584,8 @@ class Terminal(Case):
         self.expect(b"> ")
         self.type(b"busy\n")
         self.expect(b"try again in 0.1 s")
-        self.type(b"half\x03")
         self.expect(b"> ")
-        self.type(b"long\n")
+        self.type(b"half\x03long\n")  # what came before Ctrl-C is dropped, what came after is not
         self.expect(b"cut short")
         self.type(b"//two\n")
         self.expect(b"re: /two")
@@ -606,18 +605,15 @@ class Terminal(Case):
         self.start("chat")
         self.expect(b"> ")
         self.type(b"a\n")
-        self.expect(b"hello")
-        service.hung_up.clear()
+        self.expect(b"hello\r\n> ")
         service.conn.shutdown(socket.SHUT_RDWR)
-        service.hung_up.wait(10)
-        self.expect(b"> ")
+        self.assertTrue(service.hung_up.wait(10))
         self.type(b"b\n")
-        self.expect(b"hello")
+        self.expect(b"hello\r\n> ")
         self.assertEqual(len(service.params()["messages"]), 3)
         service.listener.close()
         os.unlink(service.path)
         service.conn.shutdown(socket.SHUT_RDWR)
-        self.expect(b"> ")
         self.type(b"c\n")
         self.expect(b"cannot reach the service")
         self.expect(b"> ")

@@ -505,6 +505,26 @@ static void put_answer(struct fixture *f, uint32_t id) {
     put_uint(f, "decode_us", 7);
 }
 
+static void check_generate_params(const struct wire_frame *w) {
+    const msgpack_object *v = wire_get(w->params, "messages");
+
+    assert_memory_equal(w->method, "generate", 8);
+    assert_int_equal(v->via.array.size, 2);
+    assert_memory_equal(wire_get(&v->via.array.ptr[1], "content")->via.str.ptr, "hi", 2);
+    assert_int_equal(wire_get(w->params, "stop")->via.array.size, 2);
+    assert_true(wire_get(w->params, "seed")->via.u64 == UINT64_MAX);
+    assert_true(wire_get(w->params, "temperature")->via.f64 == 0);
+    assert_int_equal(wire_get(w->params, "top_k")->via.u64, 0);
+    assert_int_equal(wire_get(w->params, "max_tokens")->via.u64, 30);
+    assert_true(wire_get(w->params, "thinking")->via.boolean);
+    assert_true(wire_get(w->params, "stream")->via.boolean);
+    assert_int_equal(wire_get(w->params, "logit_bias")->via.map.size, 1);
+    assert_null(wire_get(w->params, "top_p"));
+    assert_null(wire_get(w->params, "echo"));
+    assert_null(wire_get(w->params, "logprobs"));
+    assert_null(wire_get(w->params, "deadline_ms"));
+}
+
 static void test_generate_wait(void **state) {
     struct fixture *f = *state;
     struct moe_generate g = MOE_GENERATE_INIT;
@@ -513,9 +533,7 @@ static void test_generate_wait(void **state) {
     const uint64_t seed = UINT64_MAX;
     const struct moe_result *result = NULL;
     struct moe_map *more = moe_map_new();
-    const struct wire_frame *w;
     struct seen s = { 0 };
-    const msgpack_object *v;
 
     moe_map_open_map(more, "logit_bias");
     moe_map_int_key(more, 7);
@@ -559,23 +577,7 @@ static void test_generate_wait(void **state) {
                 result->n_dropped == 1);
     assert_true(result->queue_usec == 5 && result->prefill_usec == 6 && result->decode_usec == 7);
 
-    w = receive(f);
-    assert_memory_equal(w->method, "generate", 8);
-    v = wire_get(w->params, "messages");
-    assert_int_equal(v->via.array.size, 2);
-    assert_memory_equal(wire_get(&v->via.array.ptr[1], "content")->via.str.ptr, "hi", 2);
-    assert_int_equal(wire_get(w->params, "stop")->via.array.size, 2);
-    assert_true(wire_get(w->params, "seed")->via.u64 == UINT64_MAX);
-    assert_true(wire_get(w->params, "temperature")->via.f64 == 0);
-    assert_int_equal(wire_get(w->params, "top_k")->via.u64, 0);
-    assert_int_equal(wire_get(w->params, "max_tokens")->via.u64, 30);
-    assert_true(wire_get(w->params, "thinking")->via.boolean);
-    assert_true(wire_get(w->params, "stream")->via.boolean);
-    assert_int_equal(wire_get(w->params, "logit_bias")->via.map.size, 1);
-    assert_null(wire_get(w->params, "top_p"));
-    assert_null(wire_get(w->params, "echo"));
-    assert_null(wire_get(w->params, "logprobs"));
-    assert_null(wire_get(w->params, "deadline_ms"));
+    check_generate_params(receive(f));
     moe_map_free(more);
 }
 
