@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <string.h>
 #include <sys/syscall.h>
 #include <time.h>
 
@@ -22,31 +23,36 @@ enum {
     CPU_MAX = 8192,
 };
 
+/* Where one worker stands: the phase it has last run or was shut out of, and whether it is in the
+ * next one right now. The worker moves it from IDLE to RUNNING and back; the caller, who need not
+ * wait for a worker that has not begun, moves it from IDLE to IDLE of the present phase. Each by
+ * compare-and-swap, so one of the two gets there first. */
 struct worker {
-    struct pool *pool;
+    alignas(LINE) atomic_uint state; /* phase << 1 | running; a futex the caller sleeps on */
     uint32_t index;
+    uint32_t os; /* CPU to pin to */
+    struct pool *pool;
     pthread_t thread;
 };
 
-/* One phase: pool_run() stores fn and arg, then counts @gen up; each worker runs and counts
- * @n_left down. Each word is also the futex its waiters sleep on, and a waiter announces itself in
- * @n_asleep before it looks at the word a last time: so the waker, who changes the word first and
- * looks at @n_asleep second, either sees the sleeper or is seen. Both orders need seq_cst. */
+#define IDLE(phase_)    ((phase_) << 1)
+#define RUNNING(phase_) ((phase_) << 1 | 1)
+
+/* A sleeper sets its flag before it looks at the word a last time; the waker changes the word
+ * before it looks at the flag: so the sleeper is seen, or sees. Both orders need seq_cst. */
 struct pool {
-    alignas(LINE) atomic_uint gen;
+    alignas(LINE) atomic_uint phase; /* counts up; a futex the workers sleep on */
     pool_fn *fn;
     void *arg;
-    bool quit;
-    alignas(LINE) atomic_uint gen_n_asleep;
-    alignas(LINE) atomic_uint n_left;
-    alignas(LINE) atomic_uint left_n_asleep;
+    atomic_bool quit;
+    alignas(LINE) atomic_bool workers_sleep; /* some may; cleared by the wake */
+    alignas(LINE) atomic_bool caller_sleeps;
 
     alignas(LINE) uint32_t n_worker;
     uint32_t n_started; /* threads there are to join */
     uint64_t spin_nsec; /* 0: sleep at once */
     bool pin;
-    uint32_t *os;          /* [n_worker] CPU to pin to */
-    struct worker *worker; /* [n_worker], the first unused */
+    struct worker *worker; /* [n_worker], the first without a thread */
 };
 
 static void futex_wait(atomic_uint *word, unsigned seen) {
@@ -74,17 +80,17 @@ static uint64_t now_nsec(void) {
     return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
 }
 
-/* Spin until *word is @want, at most @nsec. Return: is it? */
-static bool spin(atomic_uint *word, unsigned want, uint64_t nsec) {
+/* Spin while *word is (@same) or is not @value, at most @nsec. Return: has that ended? */
+static bool spin(atomic_uint *word, unsigned value, bool same, uint64_t nsec) {
     uint64_t end = 0;
 
-    if (atomic_load_explicit(word, memory_order_acquire) == want)
+    if ((atomic_load_explicit(word, memory_order_acquire) == value) != same)
         return true;
     while (nsec) {
         uint64_t now;
 
         for (int i = 0; i < SPIN_BATCH; i++) {
-            if (atomic_load_explicit(word, memory_order_acquire) == want)
+            if ((atomic_load_explicit(word, memory_order_acquire) == value) != same)
                 return true;
             pause_cpu();
         }
@@ -97,56 +103,87 @@ static bool spin(atomic_uint *word, unsigned want, uint64_t nsec) {
     return false;
 }
 
-/* Wait until *word is @want. Its last change to that value comes with a wake. */
-static void wait_for(atomic_uint *word, unsigned want, atomic_uint *n_asleep, uint64_t nsec) {
-    unsigned seen;
-
-    if (spin(word, want, nsec))
+/* A worker waits for a phase other than @last. */
+static void wait_phase(struct pool *p, unsigned last) {
+    if (spin(&p->phase, last, true, p->spin_nsec))
         return;
+    do {
+        atomic_store(&p->workers_sleep, true);
+        if (atomic_load(&p->phase) != last)
+            return;
+        futex_wait(&p->phase, last);
+    } while (atomic_load(&p->phase) == last);
+}
 
-    atomic_fetch_add(n_asleep, 1);
-    while ((seen = atomic_load(word)) != want)
-        futex_wait(word, seen);
-    atomic_fetch_sub(n_asleep, 1);
+/* The caller waits for a worker to have ended @phase. */
+static void wait_worker(struct pool *p, struct worker *w, unsigned phase) {
+    unsigned state;
+
+    if (spin(&w->state, IDLE(phase), false, p->spin_nsec))
+        return;
+    atomic_store(&p->caller_sleeps, true);
+    while ((state = atomic_load(&w->state)) != IDLE(phase))
+        futex_wait(&w->state, state);
+    atomic_store(&p->caller_sleeps, false);
 }
 
 static void pin_self(const struct pool *p, uint32_t worker) {
     cpu_set_t *set;
     size_t size = CPU_ALLOC_SIZE(CPU_MAX);
 
-    if (!p->pin || p->os[worker] >= CPU_MAX)
+    if (!p->pin || p->worker[worker].os >= CPU_MAX)
         return;
     set = CPU_ALLOC(CPU_MAX);
     if (!set)
         return;
     CPU_ZERO_S(size, set);
-    CPU_SET_S(p->os[worker], size, set);
+    CPU_SET_S(p->worker[worker].os, size, set);
     (void)sched_setaffinity(0, size, set); /* refused: the thread floats */
     CPU_FREE(set);
+}
+
+/* Begin the present phase, unless it is closed to @w. The state is read first: as long as it stays
+ * what it was, the phase read after it can not have ended; when it did not, another may have begun
+ * meanwhile. */
+static bool enter(struct pool *p, struct worker *w, unsigned *ret_phase) {
+    for (;;) {
+        unsigned state = atomic_load(&w->state);
+
+        *ret_phase = atomic_load(&p->phase);
+        if (state == IDLE(*ret_phase))
+            return false;
+        if (atomic_compare_exchange_strong(&w->state, &state, RUNNING(*ret_phase)))
+            return true;
+    }
 }
 
 static void *worker_main(void *arg) {
     struct worker *w = arg;
     struct pool *p = w->pool;
-    unsigned seen = 0;
+    unsigned phase = 0;
 
     pin_self(p, w->index);
     for (;;) {
-        /* One up at a time: the next phase begins only when this one has ended everywhere. */
-        wait_for(&p->gen, ++seen, &p->gen_n_asleep, p->spin_nsec);
-        if (p->quit)
+        wait_phase(p, phase);
+        if (atomic_load(&p->quit))
             return NULL;
+        if (!enter(p, w, &phase))
+            continue;
 
         p->fn(p->arg, w->index, p->n_worker);
-        if (atomic_fetch_sub(&p->n_left, 1) == 1 && atomic_load(&p->left_n_asleep))
-            futex_wake(&p->n_left);
+        atomic_store(&w->state, IDLE(phase));
+        if (atomic_load(&p->caller_sleeps))
+            futex_wake(&w->state);
     }
 }
 
-static void start_phase(struct pool *p) {
-    atomic_fetch_add(&p->gen, 1);
-    if (atomic_load(&p->gen_n_asleep))
-        futex_wake(&p->gen);
+static unsigned start_phase(struct pool *p) {
+    unsigned phase = (atomic_load_explicit(&p->phase, memory_order_relaxed) + 1) & INT_MAX;
+
+    atomic_store(&p->phase, phase);
+    if (atomic_load(&p->workers_sleep) && atomic_exchange(&p->workers_sleep, false))
+        futex_wake(&p->phase);
+    return phase;
 }
 
 /* Signals are for the threads that expect them; workers take none. */
@@ -159,7 +196,8 @@ static int start_workers(struct pool *p) {
     for (uint32_t i = 1; i < p->n_worker && r == 0; i++) {
         char name[16];
 
-        p->worker[i] = (struct worker){ .pool = p, .index = i };
+        p->worker[i].pool = p;
+        p->worker[i].index = i;
         r = pthread_create(&p->worker[i].thread, NULL, worker_main, &p->worker[i]);
         if (r != 0)
             break;
@@ -174,6 +212,7 @@ static int start_workers(struct pool *p) {
 
 int pool_new(struct pool **ret_pool, const struct topo *topo, uint32_t n_worker) {
     AUTO(pool_free) struct pool *p = NULL;
+    size_t size;
     int r;
 
     if (n_worker == 0)
@@ -182,17 +221,19 @@ int pool_new(struct pool **ret_pool, const struct topo *topo, uint32_t n_worker)
     if (!p)
         return err_new(-ENOMEM);
     *p = (struct pool){ .n_worker = n_worker };
-    p->os = calloc(n_worker, sizeof *p->os);
-    p->worker = calloc(n_worker, sizeof *p->worker);
-    if (!p->os || !p->worker)
+    if (__builtin_mul_overflow(n_worker, sizeof *p->worker, &size))
         return err_new(-ENOMEM);
+    p->worker = aligned_alloc(LINE, size);
+    if (!p->worker)
+        return err_new(-ENOMEM);
+    memset(p->worker, 0, size);
 
     /* With more workers than CPUs a spinning one keeps another from running; and a single worker
      * is best left to the kernel, there is nothing to keep it apart from. */
     p->spin_nsec = n_worker <= topo->n_cpu ? SPIN_NSEC : 0;
     p->pin = n_worker > 1 && n_worker <= topo->n_cpu;
     for (uint32_t i = 0; i < n_worker; i++)
-        p->os[i] = topo->cpu[i % topo->n_cpu].os;
+        p->worker[i].os = topo->cpu[i % topo->n_cpu].os;
 
     r = start_workers(p);
     if (r < 0)
@@ -206,12 +247,11 @@ struct pool *pool_free(struct pool *p) {
     if (!p)
         return NULL;
 
-    p->quit = true;
-    start_phase(p);
+    atomic_store(&p->quit, true);
+    (void)start_phase(p);
     for (uint32_t i = 1; i <= p->n_started; i++)
         (void)pthread_join(p->worker[i].thread, NULL);
     free(p->worker);
-    free(p->os);
     free(p);
     return NULL;
 }
@@ -224,7 +264,11 @@ void pool_adopt(struct pool *p) {
     pin_self(p, 0);
 }
 
-void pool_run(struct pool *p, pool_fn *fn, void *arg) {
+/* @all: every worker must run @fn; else one that has not begun when the caller is through with it
+ * is shut out. */
+static void run(struct pool *p, pool_fn *fn, void *arg, bool all) {
+    unsigned phase;
+
     if (p->n_worker == 1) {
         fn(arg, 0, 1);
         return;
@@ -232,8 +276,24 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg) {
 
     p->fn = fn;
     p->arg = arg;
-    atomic_store_explicit(&p->n_left, p->n_worker - 1, memory_order_relaxed);
-    start_phase(p);
+    phase = start_phase(p);
     fn(arg, 0, p->n_worker);
-    wait_for(&p->n_left, 0, &p->left_n_asleep, p->spin_nsec);
+    for (uint32_t i = 1; i < p->n_worker; i++) {
+        struct worker *w = &p->worker[i];
+        unsigned state = atomic_load(&w->state);
+
+        if (state == IDLE(phase))
+            continue;
+        if (all || state == RUNNING(phase) ||
+            !atomic_compare_exchange_strong(&w->state, &state, IDLE(phase)))
+            wait_worker(p, w, phase);
+    }
+}
+
+void pool_run(struct pool *p, pool_fn *fn, void *arg) {
+    run(p, fn, arg, true);
+}
+
+void pool_share(struct pool *p, pool_fn *fn, void *arg) {
+    run(p, fn, arg, false);
 }

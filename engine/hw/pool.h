@@ -46,6 +46,11 @@ void pool_adopt(struct pool *p);
 /* Run @fn on all workers; returns when every one has returned. */
 void pool_run(struct pool *p, pool_fn *fn, void *arg);
 
+/* Run @fn on the caller, and on each worker that gets to it while the caller is in it; returns when
+ * all that began have returned. For work that is taken piece by piece, so that whoever runs @fn
+ * leaves nothing to begin: on a busy machine nobody then waits for a worker without a CPU. */
+void pool_share(struct pool *p, pool_fn *fn, void *arg);
+
 /* [begin, end) of @n items for one worker, in multiples of @step: a static, even split. */
 static inline void pool_slice(uint32_t n, uint32_t step, uint32_t worker, uint32_t n_worker,
                               uint32_t *ret_begin, uint32_t *ret_end) {

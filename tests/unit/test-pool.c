@@ -73,6 +73,81 @@ static void test_every_worker_once(void **state) {
     }
 }
 
+static void nap(void) {
+    nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
+}
+
+/* Items taken one by one; each must be run once, by whoever comes. */
+enum { N_ITEM = 20 };
+struct share {
+    atomic_uint next;
+    uint32_t run[N_ITEM];
+};
+
+static void take_items(void *arg, uint32_t worker, uint32_t n_worker) {
+    struct share *s = arg;
+    uint32_t i;
+
+    (void)worker, (void)n_worker;
+    while ((i = atomic_fetch_add(&s->next, 1)) < N_ITEM)
+        s->run[i]++;
+}
+
+/* What a phase works on is freed right after it: nobody comes late. Phases that all must run come
+ * between, after any history of the workers. */
+static void test_share(void **state) {
+    (void)state;
+    for (uint32_t n = 1; n <= N_MAX; n++) {
+        AUTO(pool_free) struct pool *p = pool_of(n);
+        struct count c = { 0 };
+
+        for (uint32_t k = 0; k < 2000; k++) {
+            struct share *s = calloc(1, sizeof *s);
+
+            pool_share(p, take_items, s);
+            for (uint32_t i = 0; i < N_ITEM; i++)
+                assert_int_equal(s->run[i], 1);
+            memset(s, 0xff, sizeof *s);
+            free(s);
+            if (k % 7 == 0) {
+                c.round++;
+                pool_run(p, count_up, &c);
+                for (uint32_t w = 0; w < n; w++)
+                    assert_int_equal(c.run[w][0], c.round);
+            }
+        }
+    }
+}
+
+static atomic_uint n_entered;
+
+static void enter_and_nap(void *arg, uint32_t worker, uint32_t n_worker) {
+    (void)arg, (void)n_worker;
+    atomic_fetch_add(&n_entered, 1);
+    if (worker)
+        nap();
+}
+
+/* Who began is waited for; who came too late never begins. */
+static void test_share_waits_for_those_in_it(void **state) {
+    AUTO(pool_free) struct pool *p = pool_of(4);
+
+    (void)state;
+    for (int i = 0; i < 50; i++) {
+        struct share s = { 0 };
+
+        atomic_store(&n_entered, 0);
+        pool_share(p, enter_and_nap, &s);
+        assert_in_range(atomic_load(&n_entered), 1, 4);
+        if (i % 10 == 0) {
+            unsigned n = atomic_load(&n_entered);
+
+            nap();
+            assert_int_equal(atomic_load(&n_entered), n);
+        }
+    }
+}
+
 static void test_default_is_one_a_core(void **state) {
     AUTO(topo_free) struct topo *t = NULL;
     AUTO(pool_free) struct pool *p = NULL;
@@ -82,10 +157,6 @@ static void test_default_is_one_a_core(void **state) {
     assert_int_equal(pool_new(&p, t, 0), 0);
     assert_int_equal(pool_n_worker(p), topo_n_worker(t));
     assert_null(pool_free(NULL));
-}
-
-static void nap(void) {
-    nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL);
 }
 
 static void nap_if_odd(void *arg, uint32_t worker, uint32_t n_worker) {
@@ -282,6 +353,8 @@ static void test_hogs(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_every_worker_once),
+        cmocka_unit_test(test_share),
+        cmocka_unit_test(test_share_waits_for_those_in_it),
         cmocka_unit_test(test_default_is_one_a_core),
         cmocka_unit_test(test_sleepers_wake),
         cmocka_unit_test(test_waiting_costs_nothing),
