@@ -80,7 +80,6 @@ static void engine_timedwait(struct engine *e, pthread_cond_t *cond, usec_t unti
 /* ---- ends of jobs outside the engine thread; @lock held ---- */
 
 static void engine_give(struct engine *e, struct job *j) {
-    j->result.queue_usec = job_clock() - j->submitted;
     (void)ring_push(e->done, &j); /* never full: n_job is bounded by its size */
 }
 
@@ -88,6 +87,7 @@ static void engine_halt(struct engine *e, struct job *j, enum job_end end) {
     job_halt(j, end);
     if (job_queue_remove(&e->todo, j) || job_queue_remove(&e->ready, j)) {
         j->result.end = job_halted(j);
+        j->result.queue_usec = job_clock() - j->submitted;
         engine_give(e, j);
     } else {
         pthread_cond_broadcast(&e->engine_cond); /* it may be on hold */
@@ -137,6 +137,7 @@ static void *engine_text_main(void *arg) {
         }
 
         pthread_mutex_unlock(&e->lock);
+        j->result.queue_usec = job_clock() - j->submitted;
         goes_on = engine_prepare(e, j);
         pthread_mutex_lock(&e->lock);
         if (!goes_on) {

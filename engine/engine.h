@@ -43,7 +43,8 @@ enum {
 
 struct engine_options {
     const char *path;      /* model file */
-    uint32_t n_ctx;        /* 0: the trained context, at most what kv_bytes can hold */
+    uint32_t n_ctx;        /* 0: the trained context; more than that fails the load. What is served
+                              is at most what kv_bytes can hold: see model_info.n_ctx. */
     uint64_t kv_bytes;     /* bound of the K/V cache; 0: a quarter of memory */
     uint32_t n_worker;     /* 0: one a usable core */
     uint32_t n_batch;      /* prompt tokens a step; 0: 128 */
@@ -113,7 +114,8 @@ struct engine_request {
     size_t n_stop;
     uint32_t n_top; /* logprobs: alternatives a token, up to SAMPLE_TOP_MAX */
     bool logprobs;
-    uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none */
+    uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none. Kept within one layer of one step, or after
+                               the text that is being tokenised, whichever is later. */
     void *userdata;         /* comes back in every event */
 };
 

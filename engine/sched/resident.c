@@ -71,8 +71,8 @@ static int load_part(struct load *l, const uint8_t *base, int fd, uint64_t size)
     return 0;
 }
 
-/* Read all parts. A model larger than memory is served too: what does not fit is left to be read
- * when it is used, since reading it ahead would only push out what was read before. */
+/* Read all parts. A model larger than the machine's memory is served too: what does not fit is left
+ * to be read when it is used, since reading it ahead would only push out what was read before. */
 static int load_pages(struct resident *r, struct load *l) {
     for (uint32_t p = 0; p < gguf_n_part(r->gguf); p++)
         l->total += gguf_part_size(r->gguf, p);

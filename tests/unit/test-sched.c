@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* The scheduler without threads, on a small random model given as argument. model_step() is
- * replaced: it records its rows and draws tokens by script. */
+/* The scheduler and the resident model without threads, on small random models given as arguments,
+ * the second one split over three files. model_step() is replaced: it records its rows, and every
+ * row draws the same token. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -9,6 +10,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include <cmocka.h>
 
@@ -16,7 +18,7 @@
 
 enum { N_BATCH = 16, N_CTX = 128, N_STEP = 256 };
 
-static const char *model_path;
+static const char *model_path, *split_path;
 static struct resident *res;
 
 /* ---- the step ---- */
@@ -303,6 +305,29 @@ static void test_load_no_room(void **state) {
     assert_non_null(strstr(why.text, model_path));
 }
 
+/* All files of a split model are read, and all of it is one model. */
+static void test_load_split(void **state) {
+    struct resident_options opt = { .path = split_path, .n_batch = 4, .kv_fmt = QUANT_F16 };
+    AUTO(resident_free) struct resident *r = NULL;
+    struct loading l = { 0 };
+    char path[4096];
+    uint64_t size = 0;
+
+    for (int part = 1; part <= 3; part++) {
+        size_t n = strlen(split_path) - strlen("00001-of-00003.gguf");
+        struct stat st;
+
+        snprintf(path, sizeof path, "%.*s%05d-of-00003.gguf", (int)n, split_path, part);
+        assert_int_equal(stat(path, &st), 0);
+        size += (uint64_t)st.st_size;
+    }
+    assert_int_equal(resident_new(&r, &opt, loading, &l, &l.stop, NULL), 0);
+    assert_int_equal(l.total, size);
+    assert_int_equal(l.done, size);
+    assert_int_equal(r->n_ctx, model_info(r->model)->n_ctx_train);
+    assert_int_equal(model_info(r->model)->n_ctx, r->n_ctx);
+}
+
 static int setup(void **state) {
     struct resident_options opt = {
         .path = model_path, .n_ctx = N_CTX, .n_batch = N_BATCH, .kv_fmt = QUANT_F32, .n_worker = 1
@@ -330,12 +355,14 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_no_room),    cmocka_unit_test(test_hold),
         cmocka_unit_test(test_halt),       cmocka_unit_test(test_step_fails),
         cmocka_unit_test(test_load_stops), cmocka_unit_test(test_load_no_room),
+        cmocka_unit_test(test_load_split),
     };
 
-    if (argc != 2) {
-        fprintf(stderr, "usage: %s MODEL\n", argv[0]);
+    if (argc != 3) {
+        fprintf(stderr, "usage: %s MODEL SPLIT-MODEL\n", argv[0]);
         return 2;
     }
     model_path = argv[1];
+    split_path = argv[2];
     return cmocka_run_group_tests(tests, setup, teardown);
 }
