@@ -12,7 +12,7 @@
 #include "engine/text/sample.h"
 #include "tests/unit/tiny-vocab.h"
 
-enum { N = 4096 }; /* tokens of the vocabulary; two of them are suppressed */
+enum { N = 1536 }; /* tokens of the vocabulary; two of them are suppressed */
 
 static struct vocab *vocab;
 
@@ -171,7 +171,7 @@ static void count(const struct sample_params *p, const float *x, int n, int *ret
 
 /* The three ways through (top-k, nucleus of all, all) draw from the softmax at the temperature. */
 static void test_distribution(void **state) {
-    enum { N_DRAW = 40000 };
+    enum { N_DRAW = 20000 };
     const struct {
         uint32_t k;
         float top_p;
@@ -209,7 +209,7 @@ static int reach(const struct sample_params *p) {
     flat(x, -INFINITY);
     for (int i = 0; i < 20; i++)
         x[20 + i] = -(float)i * (float)M_LN2;
-    count(p, x, 20000, n);
+    count(p, x, 5000, n);
     for (int i = 0; i < N; i++)
         last = n[i] ? i - 20 : last;
 
@@ -244,20 +244,22 @@ static void test_cuts(void **state) {
     assert_int_equal(reach(&p), 1);
 }
 
-/* A nucleus of 2047 equals, wider than what is sorted first. */
+/* A nucleus wider than what is sorted first: of equals, nine in ten, the lowest ids. */
 static void test_wide_nucleus(void **state) {
     struct sample_params p = params();
+    int n[N], n_drawn = 0, last = 0;
     float x[N];
-    int n[N], n_drawn = 0;
 
     (void)state;
     flat(x, 0);
-    p.top_p = 0.5F;
-    count(&p, x, 50000, n);
-    for (int i = 0; i < N; i++)
+    p.top_p = 0.9F;
+    count(&p, x, 3000, n);
+    for (int i = 0; i < N; i++) {
         n_drawn += n[i] > 0;
-    assert_int_equal(n_drawn, (N - 2) / 2); /* all equal: the lowest half of ids */
-    assert_int_equal(n[N - 1], 0);
+        last = n[i] ? i : last;
+    }
+    assert_in_range(last, 1300, (N - 2) * 9 / 10 + 2); /* two below it are suppressed */
+    assert_true(n_drawn > 1100);
     assert_int_equal(n[7] + n[300], 0);
 }
 
@@ -361,7 +363,7 @@ static void test_logprobs(void **state) {
 
 /* The same seed gives the same answer; these are recorded, so another build's must be the same. */
 static void test_seed(void **state) {
-    static const tok_t want[] = { 4093, 4083, 4069, 4049, 4041, 4063, 4067, 4057 };
+    static const tok_t want[] = { 1533, 1523, 1509, 1489, 1481, 1503, 1507, 1497 };
     struct sample_params p = params();
     float x[N];
     tok_t first[64];
