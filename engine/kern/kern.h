@@ -79,7 +79,7 @@ struct kern {
     kern_decode_fn *decode[QUANT_FMT_N]; /* weights or cache rows to f32 */
     kern_quantize_fn *quantize;
 
-    /* Attention on cache rows, F32 or F16: dot(k, q) and out += p * v. Index QUANT_F32/QUANT_F16. */
+    /* Attention on cache rows: dot(k, q) and out += p * v. F32, F16 and BF16 are filled in. */
     kern_dot_fn *dot[QUANT_BF16 + 1];
     kern_axpy_fn *axpy[QUANT_BF16 + 1];
     void (*to_f16)(const float *x, uint16_t *y, size_t n);
