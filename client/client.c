@@ -614,6 +614,7 @@ int client_keep(struct moe *m, const struct moe_error *error) {
     if (msgpack_unpack_next(&k->decoded, k->bytes.data, k->bytes.size, &off) !=
         MSGPACK_UNPACK_SUCCESS)
         return -ENOMEM;
+    wire_mend(&k->decoded.data);
     client_terminate(&k->decoded.data);
     if (error)
         k->error = service_error(&k->decoded.data);

@@ -89,6 +89,6 @@ const struct moe_value *client_kept_value(const struct moe *m);
 /* Send what can be sent now. */
 void client_flush(struct moe *m);
 
-/* End each str in @o in a NUL. It overwrites the byte after it, which must be writable
- * and is the header of the next value, if any: decoded already, and not needed again. */
+/* End each str in @o, which is mended, in a NUL. The byte after it is overwritten: it is writable
+ * and the header of the next value, if any, which is decoded already and not needed again. */
 void client_terminate(const msgpack_object *o);

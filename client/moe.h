@@ -228,8 +228,8 @@ MOE_API void moe_map_open_map(struct moe_map *map, const char *key);
 MOE_API void moe_map_end(struct moe_map *map);
 MOE_API void moe_map_int_key(struct moe_map *map, int64_t key);
 
-/* Reading. A value of another type reads as false, 0 or NULL, so calls nest; a number out of range as the
- * nearest one. Size: values of an array, pairs of a map, bytes of a str or bin. At: the i-th. */
+/* Reading. A value of another type reads as false, 0 or NULL, so calls nest; a number out of range
+ * as the nearest one. Size: values of an array, pairs of a map, bytes of a str or bin. */
 enum moe_type { MOE_NIL, MOE_BOOL, MOE_INT, MOE_FLOAT, MOE_STR, MOE_BIN, MOE_ARRAY, MOE_MAP };
 MOE_API enum moe_type moe_type(const struct moe_value *v);
 MOE_API const struct moe_value *moe_get(const struct moe_value *map, const char *key);

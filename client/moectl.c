@@ -54,8 +54,8 @@ static const char help[] =
     "      --no-pager       there is none\n"
     "  -h, --help  --version\n"
     "\n"
-    "Exit status: 0 ok, 1 failed, 2 usage, 3 service unreachable, 4 model unavailable, 5 the answer\n"
-    "is cut short by a limit, 6 denied, 7 busy or over quota, 8 bad schema, 130 interrupted.\n";
+    "Exit status: 0 ok, 1 failed, 2 usage, 3 service unreachable, 4 model unavailable, 5 answer\n"
+    "cut short by a limit, 6 denied, 7 busy or over quota, 8 bad schema, 130 interrupted.\n";
 
 enum {
     V_RUN = 1 << 0,
@@ -147,13 +147,26 @@ static const struct option options[] = {
 
 /* Which commands an option is for; those not listed are for all. */
 static const struct { int opt, verbs; } option_verbs[] = {
-    { OPT_FILE, V_RUN },           { OPT_SYSTEM, V_ANSWER },      { OPT_THINKING, V_ANSWER },
-    { OPT_MODEL, V_ANSWER },       { OPT_MAX_TOKENS, V_ANSWER },  { OPT_TEMPERATURE, V_ANSWER },
-    { OPT_TOP_K, V_ANSWER },       { OPT_TOP_P, V_ANSWER },       { OPT_MIN_P, V_ANSWER },
-    { OPT_SEED, V_ANSWER },        { OPT_STOP, V_ANSWER },        { OPT_DEADLINE, V_ANSWER | V_WAIT },
-    { OPT_RAW, V_RUN },            { OPT_LOGPROBS, V_RUN },       { OPT_NO_STREAM, V_RUN },
-    { OPT_TENSORS, V_SHOW },       { OPT_NO_WAIT, V_LOAD },       { OPT_SPECIAL, V_TOKENIZE | V_RUN },
-    { OPT_BOS, V_TOKENIZE },       { OPT_JSON, V_ALL & ~V_CHAT },
+    { OPT_FILE,        V_RUN },
+    { OPT_SYSTEM,      V_ANSWER },
+    { OPT_THINKING,    V_ANSWER },
+    { OPT_MODEL,       V_ANSWER },
+    { OPT_MAX_TOKENS,  V_ANSWER },
+    { OPT_TEMPERATURE, V_ANSWER },
+    { OPT_TOP_K,       V_ANSWER },
+    { OPT_TOP_P,       V_ANSWER },
+    { OPT_MIN_P,       V_ANSWER },
+    { OPT_SEED,        V_ANSWER },
+    { OPT_STOP,        V_ANSWER },
+    { OPT_DEADLINE,    V_ANSWER | V_WAIT },
+    { OPT_RAW,         V_RUN },
+    { OPT_LOGPROBS,    V_RUN },
+    { OPT_NO_STREAM,   V_RUN },
+    { OPT_TENSORS,     V_SHOW },
+    { OPT_NO_WAIT,     V_LOAD },
+    { OPT_SPECIAL,     V_TOKENIZE | V_RUN },
+    { OPT_BOS,         V_TOKENIZE },
+    { OPT_JSON,        V_ALL & ~V_CHAT },
 };
 /* clang-format on */
 

@@ -266,8 +266,9 @@ const void *moe_bin(const struct moe_value *v) {
 void client_terminate(const msgpack_object *o) {
     switch (o->type) {
     case MSGPACK_OBJECT_STR:
-        /* msgpack-c points into the buffer that was decoded, which is ours to write. */
-        ((char *)(uintptr_t)o->via.str.ptr)[o->via.str.size] = 0;
+        /* Into the buffer that was decoded, which is ours to write; an empty one is "" already. */
+        if (o->via.str.size)
+            ((char *)(uintptr_t)o->via.str.ptr)[o->via.str.size] = 0;
         break;
     case MSGPACK_OBJECT_ARRAY:
         for (uint32_t i = 0; i < o->via.array.size; i++)

@@ -188,6 +188,31 @@ bool wire_utf8(const msgpack_object *o) {
     }
 }
 
+void wire_mend(msgpack_object *o) {
+    switch (o->type) {
+    case MSGPACK_OBJECT_STR:
+        if (!o->via.str.size)
+            o->via.str.ptr = "";
+        break;
+    case MSGPACK_OBJECT_BIN:
+        if (!o->via.bin.size)
+            o->via.bin.ptr = "";
+        break;
+    case MSGPACK_OBJECT_ARRAY:
+        for (uint32_t i = 0; i < o->via.array.size; i++)
+            wire_mend(&o->via.array.ptr[i]);
+        break;
+    case MSGPACK_OBJECT_MAP:
+        for (uint32_t i = 0; i < o->via.map.size; i++) {
+            wire_mend(&o->via.map.ptr[i].key);
+            wire_mend(&o->via.map.ptr[i].val);
+        }
+        break;
+    default:
+        break;
+    }
+}
+
 static bool is_msgid(const msgpack_object *o) {
     return o->type == MSGPACK_OBJECT_POSITIVE_INTEGER && o->via.u64 <= UINT32_MAX;
 }
@@ -224,6 +249,7 @@ int wire_parse(const msgpack_object *o, struct wire_frame *ret) {
     struct wire_frame f = { 0 };
     int r = WIRE_MALFORMED;
 
+    wire_mend((msgpack_object *)(uintptr_t)o);
     if (o->type != MSGPACK_OBJECT_ARRAY || o->via.array.size < 3 ||
         v[0].type != MSGPACK_OBJECT_POSITIVE_INTEGER || v[0].via.u64 > WIRE_NOTIFY)
         return WIRE_MALFORMED;

@@ -69,7 +69,12 @@ struct wire_frame {
     const msgpack_object *result; /* RESPONSE: a map, or NULL with an error */
 };
 
-/* Return: 0 or WIRE_MALFORMED; then @ret is as before. */
+/* Give every empty str and bin in @o a pointer to "". msgpack-c leaves them as they happen to be:
+ * NULL, or into what came before. */
+void wire_mend(msgpack_object *o);
+
+/* Take the decoded frame @o apart; mends it.
+ * Return: 0 or WIRE_MALFORMED; then @ret is as before. */
 int wire_parse(const msgpack_object *o, struct wire_frame *ret);
 
 /* Is every str in @o, keys too, valid UTF-8? Recursion is bounded by WIRE_DEPTH_MAX. */

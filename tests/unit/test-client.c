@@ -400,7 +400,8 @@ static void test_reading(void **state) {
     const struct moe_value *v, *list;
 
     wire_pack_result(&f->p, 1);
-    msgpack_pack_map(&f->p, 5);
+    msgpack_pack_map(&f->p, 6);
+    put_str(f, "text", ""); /* after which nothing may be written through where it points */
     wire_pack_str(&f->p, "list");
     msgpack_pack_array(&f->p, 6);
     msgpack_pack_uint64(&f->p, UINT64_MAX);
@@ -422,6 +423,7 @@ static void test_reading(void **state) {
     flush(f);
     assert_int_equal(moe_call_wait(f->m, "m", NULL, MOE_FOREVER, &v), 0);
 
+    assert_string_equal(moe_str(moe_get(v, "text")), "");
     list = moe_get(v, "list");
     assert_int_equal(moe_type(list), MOE_ARRAY);
     assert_int_equal(moe_size(list), 6);
@@ -443,15 +445,36 @@ static void test_reading(void **state) {
     assert_memory_equal(moe_bin(moe_get(v, "bin")), "\xff\0", 2);
     assert_null(moe_str(moe_get(v, "bin")));
     assert_int_equal(moe_type(moe_get(v, "nil")), MOE_NIL);
-    assert_int_equal(moe_size(v), 5);
-    assert_string_equal(moe_str(moe_key_at(v, 2)), "s");
-    assert_string_equal(moe_str(moe_at(v, 2)), "end");
+    assert_int_equal(moe_size(v), 6);
+    assert_string_equal(moe_str(moe_key_at(v, 3)), "s");
+    assert_string_equal(moe_str(moe_at(v, 3)), "end");
     assert_int_equal(moe_int(moe_key_at(moe_get(v, "map"), 0)), 9);
     /* Absent things read as nothing, at any depth. */
     assert_int_equal(moe_type(NULL), MOE_NIL);
     assert_int_equal(moe_uint(moe_get(moe_get(v, "no"), "such")), 0);
     assert_null(moe_str(NULL));
     assert_int_equal(moe_size(NULL), 0);
+}
+
+static void test_empty_text(void **state) {
+    struct fixture *f = *state;
+    const struct moe_value *v;
+
+    /* Behind a str and before any: msgpack-c has a stale pointer for it, or none. */
+    wire_pack_result(&f->p, 1);
+    msgpack_pack_map(&f->p, 3);
+    put_str(f, "", "first");
+    put_str(f, "before", "");
+    wire_pack_str(&f->p, "bin");
+    msgpack_pack_bin(&f->p, 0);
+    flush(f);
+    assert_int_equal(moe_call_wait(f->m, "m", NULL, MOE_FOREVER, &v), 0);
+    assert_string_equal(moe_str(moe_key_at(v, 0)), "");
+    assert_string_equal(moe_str(moe_get(v, "")), "first");
+    assert_string_equal(moe_str(moe_key_at(v, 1)), "before");
+    assert_string_equal(moe_str(moe_get(v, "before")), "");
+    assert_int_equal(moe_size(moe_get(v, "bin")), 0);
+    assert_non_null(moe_bin(moe_get(v, "bin")));
 }
 
 static void on_delta(struct moe *m, uint32_t id, const struct moe_delta *d, void *userdata) {
@@ -933,6 +956,7 @@ int main(void) {
         T(test_errors_have_numbers),
         T(test_errors_without_form),
         T(test_reading),
+        T(test_empty_text),
         T(test_generate_wait),
         T(test_generate_takes_one_input),
         T(test_cancel),

@@ -392,6 +392,27 @@ static void test_pack_then_parse(void **state) {
     msgpack_sbuffer_destroy(&b);
 }
 
+static void test_empty(void **state) {
+    /* [0, 1, "", [{"": ""}]], and once more with bin */
+    static const char *const frames[] = { "\x94\x00\x01\xa0\x91\x81\xa0\xa0",
+                                          "\x94\x00\x01\xa0\x91\x81\xa0\xc4\x00" };
+
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        struct wire_frame f = { 0 };
+        msgpack_unpacked u;
+        const msgpack_object *v;
+
+        assert_int_equal(parse(frames[i], 8 + i, &f, &u), 0);
+        assert_int_equal(f.n_method, 0);
+        assert_non_null(f.method);
+        v = wire_get(f.params, "");
+        assert_non_null(v);
+        assert_non_null(i ? v->via.bin.ptr : v->via.str.ptr);
+        msgpack_unpacked_destroy(&u);
+    }
+}
+
 static void test_utf8(void **state) {
     static const struct {
         const char *bytes;
@@ -457,6 +478,7 @@ int main(void) {
         cmocka_unit_test(test_declared_count_against_space),
         cmocka_unit_test(test_parse),
         cmocka_unit_test(test_pack_then_parse),
+        cmocka_unit_test(test_empty),
         cmocka_unit_test(test_utf8),
         cmocka_unit_test(test_strerror),
     };
