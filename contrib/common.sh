@@ -45,7 +45,8 @@ install_packages() {
 configure() {
     dir=$1
     shift
-    [ -f "$dir/build.ninja" ] && grep -qsF "$root/meson.build" "$dir/build.ninja" && return 0
+    grep -qsF "\"source\": \"$root\"" "$dir/meson-info/meson-info.json" && [ -f "$dir/build.ninja" ] &&
+        return 0
     rm -rf "$dir"
     mkdir "$dir"
     meson setup "$dir" "$@" >"$dir/setup.log" 2>&1 || {

@@ -43,3 +43,4 @@ if ! "$root/build/client/moectl" --socket "$run/rpc" run --temperature 0 "$quest
     cat "$run/log" >&2
     exit 1
 fi
+[ -t 1 ] || echo # on a terminal moectl ends the line itself
