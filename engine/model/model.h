@@ -82,7 +82,7 @@ struct model_row {
 /**
  * model_step() - evaluate @n_row rows, append their K and V, and compute logits
  * @row:        [n_row], n_row <= n_batch
- * @stop:       checked before every layer; may be NULL
+ * @stop:       looked at before every item of work, some milliseconds apart; may be NULL
  * @ret_logits: f32 [n rows with .out][n_vocab], borrowed until the next step
  *
  * A row's logits depend on its sequence alone, not on what else is in the step.

@@ -110,7 +110,7 @@ static uint32_t number(const char *name, const char *s, uint32_t min, uint32_t m
     return (uint32_t)v;
 }
 
-static void parse_one(struct eval_args *a, int opt) {
+static void parse_one(struct eval_args *a, int opt, const char *arg) {
     // clang-format off
     switch (opt) {
     case OPT_IDS:            a->ids = optarg; break;
@@ -144,7 +144,7 @@ static void parse_one(struct eval_args *a, int opt) {
         puts("moe-eval " MOE_VERSION);
         exit(0);
     default:
-        usage_error("no such option, or its value is missing");
+        usage_error("%s: no such option, or its value is missing", arg);
     }
     // clang-format on
 }
@@ -154,7 +154,7 @@ static void parse(struct eval_args *a, int argc, char **argv) {
 
     opterr = 0;
     while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1)
-        parse_one(a, opt);
+        parse_one(a, opt, argv[optind - 1]);
     if (optind + 1 != argc)
         usage_error(optind == argc ? "which model?" : "one model at a time");
     a->model = argv[optind];
