@@ -112,9 +112,10 @@ int gguf_get_f32(const struct gguf *g, const char *key, float min, float max, fl
     } else {
         return bad_type(g, m, why, "a float");
     }
-    if (!isfinite(v) || v < (double)min || v > (double)max)
+    f = (float)v; /* an f64 may be finite and not fit */
+    if (!isfinite(f) || v < (double)min || v > (double)max)
         return bad(g, m, why, "is %g, not %g to %g", v, (double)min, (double)max);
-    *ret = (float)v;
+    *ret = f;
     return 0;
 }
 

@@ -583,10 +583,11 @@ static const char split_form[] = "-00000-of-00000.gguf"; /* 0: a digit */
 /* Where the digits of the part's number begin in @path, NULL when its name has not that form. */
 static char *split_digits(char *path, unsigned *ret_part, unsigned *ret_count) {
     size_t n = strlen(path), n_form = sizeof split_form - 1;
-    char *s = path + n - n_form;
+    char *s;
 
     if (n < n_form)
         return NULL;
+    s = path + n - n_form;
     for (size_t i = 0; i < n_form; i++)
         if (split_form[i] == '0' ? s[i] < '0' || s[i] > '9' : s[i] != split_form[i])
             return NULL;
@@ -616,7 +617,8 @@ static bool same_arch(const struct metas *a, const struct metas *b) {
 
     if (!x || !y)
         return true;
-    return x->type == y->type && x->n == y->n && memcmp(x->data, y->data, x->n) == 0;
+    return x->type == GGUF_STR && y->type == GGUF_STR && x->n == y->n &&
+           memcmp(x->data, y->data, x->n) == 0;
 }
 
 /* Keys of part @i > 0 of @count. */

@@ -215,7 +215,7 @@ static void expect_bad(const char *name, const char *names_file, const char *cul
 static void build_good(uint32_t version, uint32_t align) {
     const uint64_t ne[4] = { 64, 3, 2, 1 };
 
-    head(version, 3, align ? 20 : 19);
+    head(version, 3, align ? 21 : 20);
     if (align)
         key_u32("general.alignment", align);
     key_str("general.architecture", "gemma4");
@@ -232,6 +232,7 @@ static void build_good(uint32_t version, uint32_t align) {
     key("a.f64", GGUF_F64), put(&(double){ -0.25 }, 8);
     key("a.f32nan", GGUF_F32), put(&(float){ NAN }, 4);
     key("a.f64inf", GGUF_F64), put(&(double){ INFINITY }, 8);
+    key("a.f64big", GGUF_F64), put(&(double){ 1e300 }, 8);
     key("a.bool", GGUF_BOOL), put8(1);
     key_array("a.strs", GGUF_STR, 3), put_str("one"), put_str(""), put_str("three");
     key_array("a.bools", GGUF_BOOL, 4), put("\1\0\0\1", 4);
@@ -263,7 +264,7 @@ static void check_good(uint32_t version, uint32_t align) {
     assert_int_equal(gguf_n_part(g), 1);
     assert_int_equal(gguf_part_size(g, 0), n_file);
     assert_true(fcntl(gguf_part_fd(g, 0), F_GETFD) & FD_CLOEXEC);
-    assert_int_equal(gguf_n_meta(g), align ? 20 : 19);
+    assert_int_equal(gguf_n_meta(g), align ? 21 : 20);
     assert_string_equal(gguf_meta_at(g, align ? 1 : 0)->key, "general.architecture");
     assert_int_equal(gguf_n_tensor(g), 3);
 
@@ -401,6 +402,7 @@ static void test_get_float_bool_str(void **state) {
     assert_int_equal(gguf_get_f32(g, "a.f32nan", -INFINITY, INFINITY, &f, &why), GGUF_BAD);
     expect_why(&why, "a.f32nan", "nan");
     assert_int_equal(gguf_get_f32(g, "a.f64inf", -INFINITY, INFINITY, &f, &why), GGUF_BAD);
+    assert_int_equal(gguf_get_f32(g, "a.f64big", -INFINITY, INFINITY, &f, &why), GGUF_BAD);
     assert_int_equal(gguf_get_f32(g, "a.u32", 0, 1, &f, &why), GGUF_BAD);
     expect_why(&why, "a.u32", "float");
     assert_true(f == -0.25f);
