@@ -262,7 +262,7 @@ int tok_encode(const struct vocab *v, const char *text, size_t n, unsigned flags
     size_t n_before = out->n;
     int r;
 
-    r = n < UINT32_MAX ? encode(&b, text, n, flags) : err_new(-ENOMEM);
+    r = n < UINT32_MAX ? encode(&b, n ? text : "", n, flags) : err_new(-ENOMEM);
     free(b.piece);
     free(b.heap);
     if (r)

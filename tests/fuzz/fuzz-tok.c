@@ -78,9 +78,9 @@ static void check_message(const char *s, size_t n) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     struct tok_list l = { 0 };
-    const char *s = (const char *)data + 1;
-    size_t n = size - 1;
+    const char *s;
     unsigned flags;
+    size_t n;
 
     if (!vocab) {
         AUTO(free) struct tiny *t = calloc(1, sizeof *t);
@@ -91,6 +91,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     if (size == 0)
         return 0;
     flags = data[0] & (TOK_BOS | TOK_SPECIAL);
+    s = (const char *)data + 1;
+    n = size - 1;
 
     FUZZ_CHECK(tok_encode(vocab, s, n, flags, &l) == 0);
     if (flags & TOK_BOS) {

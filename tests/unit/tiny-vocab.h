@@ -176,7 +176,7 @@ static inline void tiny_all(struct tiny *t) {
         "\xe2\x96\x81", "\n", "\n\n", "\t", "\t\t", "a", "b", "c", "d", "e", "g", "h", "i", "l",
         "m", "n", "o", "r", "s", "t", "u", "y", "z", "<", ">", "|", "0", "4", "1", "x",
         "\xe2\x96\x81\xe2\x96\x81", "aa", "bc", "ab", "abc", "th", "\xe2\x96\x81th", "xyz",
-        "\xc3\xa9", "ou", "</s>", "ght", "\xe2\x96\x81" "a",
+        "\xc3\xa9", "ou", "</s>", "ght", "\u2581a",
     };
     static const char *const merge[] = {
         "b c", "a b", "a a", "\xe2\x96\x81 \xe2\x96\x81", "\t \t", "t h", "\xe2\x96\x81 th",
