@@ -32,7 +32,7 @@ struct config_key {
 
 /* clang-format off */
 static const struct config_key keys[] = {
-    /* name               type         where                min max        default, words, meaning */
+    /* name, type, where, min, max, default, words, meaning */
     { "batch",            CONFIG_UINT, AT(batch),           0, 4096,       "0", { NULL },
       "prompt tokens of one step; 0: 128" },
     { "context",          CONFIG_UINT, AT(context),         0, 1 << 20,    "0", { NULL },
@@ -51,7 +51,8 @@ static const struct config_key keys[] = {
       "connections of all users together" },
     { "model",            CONFIG_PATH, AT(model),           0, 4095,       "", { NULL },
       "serve this one file, and no folder" },
-    { "model-dir",        CONFIG_PATH, AT(model_dir),       0, 4095,       "/var/lib/moed/models", { NULL },
+    { "model-dir",        CONFIG_PATH, AT(model_dir),       0, 4095,
+      "/var/lib/moed/models", { NULL },
       "serve the *.gguf files of this folder" },
     { "preload",          CONFIG_BOOL, AT(preload),         0, 1,          "yes", { NULL },
       "load the default model at start, not at the first request" },
@@ -355,7 +356,10 @@ int config_new(struct config **ret_config, const char *root, const char *file,
             return err_fold(r);
     }
 
-    r = file ? read_file(c, file, true, why) : read_tree(c, root ? root : "", why);
+    if (file)
+        r = read_file(c, file + (*file == '-'), *file != '-', why);
+    else
+        r = read_tree(c, root ? root : "", why);
     if (r)
         return err_up(r);
 

@@ -52,7 +52,7 @@ struct config_set {
 /**
  * config_new() - read the files, then apply the command line
  * @root:       put before every path of the search, or NULL
- * @file:       read this one file and no other, or NULL
+ * @file:       read this one file and no other, or NULL; "-FILE" may be absent
  * @set:        [n_set]
  *
  * Return: 0, CONFIG_BAD, or -errno.

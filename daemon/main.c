@@ -29,7 +29,7 @@ static const char usage[] =
     "  --socket PATH      listen there, besides the sockets of the service manager\n"
     "  --ctx N            tokens of context (key context)\n"
     "  --threads N        worker threads (key threads)\n"
-    "  --config FILE      read this file and no other\n"
+    "  --config FILE      read this file and no other; with a '-' before it, if it is there\n"
     "  --config-root DIR  look for /etc, /run and /usr/lib below DIR\n"
     "  --check-config     print the values in force and where they come from\n"
     "  --describe         print the methods and the configuration keys\n"

@@ -5,7 +5,8 @@
  * registry - the model files of a folder
  *
  * Files "*.gguf", but not "mmproj-*" and "mtp-*", which are parts of other models, and of a split
- * model the first part only. A name that is no UTF-8 cannot be said and is passed over. The id is the name without ".gguf" and "-00001-of-0000N".
+ * model the first part only. A name that is no UTF-8 cannot be said and is passed over. The id is
+ * the name without ".gguf" and "-00001-of-0000N".
  */
 
 #include <stddef.h>
@@ -24,7 +25,8 @@ struct registry {
     size_t n;
 };
 
-/* The files of @dir; a folder that is not there has none. Return: 0 or -errno, with @r as before. */
+/* The files of @dir; a folder that is not there has none.
+ * Return: 0 or -errno, with @r as before. */
 int registry_scan(struct registry *r, const char *dir);
 /* @path alone, whatever its name. A file that is not there has size 0. */
 int registry_single(struct registry *r, const char *path);

@@ -147,6 +147,11 @@ static void test_one_file(void **state) {
     (void)strcat(path, ".absent");
     assert_int_equal(config_new(&c, root, path, NULL, 0, &why), CONFIG_BAD);
     assert_non_null(strstr(why.text, "my.conf.absent: cannot read: No such file"));
+    c = config_free(c);
+    memmove(path + 1, path, strlen(path) + 1);
+    path[0] = '-';
+    assert_int_equal(config_new(&c, root, path, NULL, 0, &why), 0);
+    assert_int_equal(c->queue, 64); /* absent, and the tree is not read in its stead */
 }
 
 static void test_errors_say_where(void **state) {

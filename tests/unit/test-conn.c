@@ -130,7 +130,7 @@ static void test_slow_frame(void **state) {
 
 static void test_outstanding(void **state) {
     for (uint32_t i = 0; i < WIRE_OUTSTANDING_MAX; i++)
-        rig_request(client, i, "generate", "{\"prompt\": \"x\"}");
+        rig_request(client, i, "generate", "{'prompt': 'x'}");
     rig_turn(&rig);
     assert_int_equal(fake.n_job, WIRE_OUTSTANDING_MAX);
     rig_request(client, 64, "server.status", "{}");
@@ -141,8 +141,8 @@ static void test_outstanding(void **state) {
 }
 
 static void test_msgid_reuse(void **state) {
-    rig_request(client, 7, "generate", "{\"prompt\": \"x\"}");
-    rig_request(other, 7, "generate", "{\"prompt\": \"x\"}"); /* another connection's 7 */
+    rig_request(client, 7, "generate", "{'prompt': 'x'}");
+    rig_request(other, 7, "generate", "{'prompt': 'x'}"); /* another connection's 7 */
     rig_turn(&rig);
     assert_int_equal(fake.n_job, 2);
     rig_request(client, 7, "server.status", "{}");
@@ -172,9 +172,9 @@ static void test_connections(void **state) {
 static void test_hangup(void **state) {
     struct rig_client *c = rig_connect(&rig);
 
-    rig_request(c, 1, "generate", "{\"prompt\": \"x\"}");
-    rig_request(c, 2, "tokenize", "{\"text\": \"x\"}");
-    rig_request(c, 3, "job.wait", "{\"id\": 1}");
+    rig_request(c, 1, "generate", "{'prompt': 'x'}");
+    rig_request(c, 2, "tokenize", "{'text': 'x'}");
+    rig_request(c, 3, "job.wait", "{'id': 1}");
     rig_turn(&rig);
     assert_int_equal(fake.n_job, 2);
     rig_hangup(c);
@@ -207,7 +207,7 @@ static int say(struct fake_job *j, int n) {
 static void start_stream(void) {
     has(rig_call(client, 1, "model.load", "{}"), "\"job\"");
     fake_loaded();
-    rig_request(client, 2, "generate", "{\"prompt\": \"x\", \"stream\": true}");
+    rig_request(client, 2, "generate", "{'prompt': 'x', 'stream': true}");
     rig_turn(&rig);
 }
 

@@ -47,51 +47,65 @@ static void has_error(const char *text, const char *name, const char *message) {
 
 static void test_check(void **state) {
     /* clang-format off */
-    static const struct { const char *method, *params, *error, *message; } table[] = {
-        { "nonsense",        "{}",                              "NoSuchMethod", "no such method: nonsense" },
-        { "server.inf",      "{}",                              "NoSuchMethod", "no such method" },
-        { "server.infos",    "{}",                              "NoSuchMethod", "no such method" },
-        { "client.hello",    "{}",                              "InvalidArgs",  "name: missing" },
-        { "client.hello",    "{\"name\": 3}",                   "InvalidArgs",  "name: not of type str" },
-        { "client.hello",    "{\"name\": \"x\", \"api_level\": 99}", "NotSupported", "api_level: 1 to 1" },
-        { "client.hello",    "{\"name\": \"x\", \"attributes\": []}", "InvalidArgs", "attributes: not of type map" },
-        { "generate",        "{}",                              "InvalidArgs",  "want one of messages, prompt, tokens" },
-        { "generate",        "{\"prompt\": \"a\", \"tokens\": [1]}", "InvalidArgs", "want one of" },
-        { "generate",        "{\"tokens\": []}",                "InvalidArgs",  "tokens: empty" },
-        { "generate",        "{\"tokens\": [1, -2]}",           "InvalidArgs",  "tokens, element 1: not a token id" },
-        { "generate",        "{\"messages\": []}",              "InvalidArgs",  "messages: empty" },
-        { "generate",        "{\"messages\": [3]}",             "InvalidArgs",  "messages, element 0: not a map" },
-        { "generate",        "{\"messages\": [{\"role\": \"user\"}]}", "InvalidArgs", "content of messages, element 0: not a text" },
-        { "generate",        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\\u0000b\"}]}", "InvalidArgs", "content of messages, element 0: has a NUL" },
-        { "generate",        "{\"prompt\": \"a\", \"max_tokens\": 0}", "InvalidArgs", "max_tokens: 0" },
-        { "generate",        "{\"prompt\": \"a\", \"max_tokens\": -1}", "InvalidArgs", "max_tokens: not of type uint" },
-        { "generate",        "{\"prompt\": \"a\", \"temperature\": \"hot\"}", "InvalidArgs", "temperature: not of type float" },
-        { "generate",        "{\"prompt\": \"a\", \"top_k\": 99999999999}", "InvalidArgs", "top_k: larger" },
-        { "generate",        "{\"prompt\": \"a\", \"logprobs\": 21}", "InvalidArgs", "logprobs: more than 20" },
-        { "generate",        "{\"prompt\": \"a\", \"stop\": [\"\"]}", "InvalidArgs", "stop, element 0: empty" },
-        { "generate",        "{\"prompt\": \"a\", \"stop\": [1]}", "InvalidArgs", "stop, element 0: not a text" },
-        { "generate",        "{\"prompt\": \"a\", \"stop\": [\"1\",\"2\",\"3\",\"4\",\"5\",\"6\",\"7\",\"8\",\"9\",\"a\",\"b\",\"c\",\"d\",\"e\",\"f\",\"g\",\"h\"]}", "InvalidArgs", "stop: more than 16" },
-        { "generate",        "{\"prompt\": \"a\", \"logit_bias\": {\"x\": 1}}", "InvalidArgs", "logit_bias: a key" },
-        { "generate",        "{\"prompt\": \"a\", \"model\": \"zzz\"}", "NoSuchModel", "no model with the id zzz" },
-        { "generate",        "{\"prompt\": \"a\", \"model\": \"a\\u0000\"}", "InvalidArgs", "model: has a NUL" },
-        { "generate",        "{\"prompt\": \"a\", \"must\": [\"seed\", \"grammar\"]}", "NotSupported", "grammar: not supported" },
-        { "generate",        "{\"prompt\": \"a\", \"must\": \"seed\"}", "InvalidArgs", "must: not an array" },
-        { "generate",        "{\"prompt\": \"a\", \"must\": [1]}", "InvalidArgs", "must: not an array" },
-        { "generate.cancel", "{}",                              "InvalidArgs",  "id: missing" },
-        { "job.wait",        "{\"id\": 77}",                    "NoSuchJob",    "no job 77" },
-        { "job.cancel",      "{\"id\": 0}",                     "NoSuchJob",    "no job 0" },
-        { "job.cancel",      "{\"id\": \"0\"}",                 "InvalidArgs",  "id: not of type uint" },
-        { "model.load",      "{\"id\": \"zzz\"}",               "NoSuchModel",  "no model with the id zzz" },
-        { "model.load",      "{\"id\": 1}",                     "InvalidArgs",  "id: not of type str" },
-        { "model.show",      "{\"id\": \"zzz\"}",               "NoSuchModel",  "no model with the id zzz" },
-        { "model.show",      "{\"id\": \"a\"}",                 "Corrupt",      "" },
-        { "model.show",      "{\"tensors\": 1}",                "InvalidArgs",  "tensors: not of type bool" },
-        { "model.unload",    "{\"id\": \"zzz\"}",               "NoSuchModel",  "no model with the id zzz" },
-        { "model.availability", "{\"id\": \"zzz\"}",            "NoSuchModel",  "no model with the id zzz" },
-        { "tokenize",        "{}",                              "InvalidArgs",  "text: missing" },
-        { "detokenize",      "{\"tokens\": [\"a\"]}",           "InvalidArgs",  "tokens, element 0: not a token id" },
-        { "template.apply",  "{}",                              "InvalidArgs",  "messages: missing" },
-        { "template.apply",  "{\"messages\": [], \"thinking\": 0}", "InvalidArgs", "thinking: not of type bool" },
+    static const struct {
+        const char *method, *params, *error, *message;
+    } table[] = {
+        { "nonsense", "{}", "NoSuchMethod", "no such method: nonsense" },
+        { "server.inf", "{}", "NoSuchMethod", "no such method" },
+        { "server.infos", "{}", "NoSuchMethod", "no such method" },
+        { "client.hello", "{}", "InvalidArgs", "name: missing" },
+        { "client.hello", "{'name': 3}", "InvalidArgs", "name: not of type str" },
+        { "client.hello", "{'name': 'x', 'api_level': 99}", "NotSupported", "api_level: 1 to 1" },
+        { "client.hello", "{'name': 'x', 'attributes': []}",
+          "InvalidArgs", "attributes: not of type map" },
+        { "generate", "{}", "InvalidArgs", "want one of messages, prompt, tokens" },
+        { "generate", "{'prompt': 'a', 'tokens': [1]}", "InvalidArgs", "want one of" },
+        { "generate", "{'tokens': []}", "InvalidArgs", "tokens: empty" },
+        { "generate", "{'tokens': [1, -2]}", "InvalidArgs", "tokens, element 1: not a token id" },
+        { "generate", "{'messages': []}", "InvalidArgs", "messages: empty" },
+        { "generate", "{'messages': [3]}", "InvalidArgs", "messages, element 0: not a map" },
+        { "generate", "{'messages': [{'role': 'user'}]}",
+          "InvalidArgs", "content of messages, element 0: not a text" },
+        { "generate", "{'messages': [{'role': 'user', 'content': 'a\\u0000b'}]}",
+          "InvalidArgs", "content of messages, element 0: has a NUL" },
+        { "generate", "{'prompt': 'a', 'max_tokens': 0}", "InvalidArgs", "max_tokens: 0" },
+        { "generate", "{'prompt': 'a', 'max_tokens': -1}",
+          "InvalidArgs", "max_tokens: not of type uint" },
+        { "generate", "{'prompt': 'a', 'temperature': 'hot'}",
+          "InvalidArgs", "temperature: not of type float" },
+        { "generate", "{'prompt': 'a', 'top_k': 99999999999}", "InvalidArgs", "top_k: larger" },
+        { "generate", "{'prompt': 'a', 'logprobs': 21}", "InvalidArgs", "logprobs: more than 20" },
+        { "generate", "{'prompt': 'a', 'stop': ['']}", "InvalidArgs", "stop, element 0: empty" },
+        { "generate", "{'prompt': 'a', 'stop': [1]}",
+          "InvalidArgs", "stop, element 0: not a text" },
+        { "generate", "{'prompt': 'a', 'stop': ['1','2','3','4','5','6','7','8','9',"
+          "'a','b','c','d','e','f','g','h']}",
+          "InvalidArgs", "stop: more than 16" },
+        { "generate", "{'prompt': 'a', 'logit_bias': {'x': 1}}",
+          "InvalidArgs", "logit_bias: a key" },
+        { "generate", "{'prompt': 'a', 'model': 'zzz'}",
+          "NoSuchModel", "no model with the id zzz" },
+        { "generate", "{'prompt': 'a', 'model': 'a\\u0000'}", "InvalidArgs", "model: has a NUL" },
+        { "generate", "{'prompt': 'a', 'must': ['seed', 'grammar']}",
+          "NotSupported", "grammar: not supported" },
+        { "generate", "{'prompt': 'a', 'must': 'seed'}", "InvalidArgs", "must: not an array" },
+        { "generate", "{'prompt': 'a', 'must': [1]}", "InvalidArgs", "must: not an array" },
+        { "generate.cancel", "{}", "InvalidArgs", "id: missing" },
+        { "job.wait", "{'id': 77}", "NoSuchJob", "no job 77" },
+        { "job.cancel", "{'id': 0}", "NoSuchJob", "no job 0" },
+        { "job.cancel", "{'id': '0'}", "InvalidArgs", "id: not of type uint" },
+        { "model.load", "{'id': 'zzz'}", "NoSuchModel", "no model with the id zzz" },
+        { "model.load", "{'id': 1}", "InvalidArgs", "id: not of type str" },
+        { "model.show", "{'id': 'zzz'}", "NoSuchModel", "no model with the id zzz" },
+        { "model.show", "{'id': 'a'}", "Corrupt", "" },
+        { "model.show", "{'tensors': 1}", "InvalidArgs", "tensors: not of type bool" },
+        { "model.unload", "{'id': 'zzz'}", "NoSuchModel", "no model with the id zzz" },
+        { "model.availability", "{'id': 'zzz'}", "NoSuchModel", "no model with the id zzz" },
+        { "tokenize", "{}", "InvalidArgs", "text: missing" },
+        { "detokenize", "{'tokens': ['a']}", "InvalidArgs", "tokens, element 0: not a token id" },
+        { "template.apply", "{}", "InvalidArgs", "messages: missing" },
+        { "template.apply", "{'messages': [], 'thinking': 0}",
+          "InvalidArgs", "thinking: not of type bool" },
     };
     /* clang-format on */
 
@@ -108,7 +122,7 @@ static void test_check(void **state) {
 }
 
 static void test_unknown_keys_are_ignored(void **state) {
-    has(rig_call(client, 1, "client.hello", "{\"name\": \"t\", \"wild\": {\"a\": []}}"),
+    has(rig_call(client, 1, "client.hello", "{'name': 't', 'wild': {'a': []}}"),
         "[1, 1, nil, {\"api_level\"=>1, \"limits\"=>{\"frame_bytes\"=>16777216");
 }
 
@@ -155,7 +169,7 @@ static void test_models(void **state) {
     assert_int_equal(fake.n_new, 0); /* asking never loads */
 
     has(rig_call(client, 3, "model.load", "{}"), "{\"job\"=>1, \"state\"=>\"loading\"}");
-    rig_request(client, 4, "job.wait", "{\"id\": 1}");
+    rig_request(client, 4, "job.wait", "{'id': 1}");
     fake.status.bytes_done = 25, fake.status.bytes_total = 100;
     has(rig_call(client, 5, "server.status", "{}"), "\"progress\"=>0.25");
     has(rig_call(client, 6, "model.availability", "{}"),
@@ -163,15 +177,14 @@ static void test_models(void **state) {
     fake_progress(0, 50, 100);
     has(rig_recv(client), "[2, \"job.progress\", [{\"id\"=>1, \"stage\"=>\"loading\", "
                           "\"done\"=>50, \"total\"=>100}]]");
-    has_error(rig_call(client, 7, "model.load", "{\"id\": \"b\"}"), "Busy", "a is resident");
+    has_error(rig_call(client, 7, "model.load", "{'id': 'b'}"), "Busy", "a is resident");
     fake_loaded();
     has(rig_recv(client), "[1, 4, nil, {\"result\"=>\"done\"}]");
-    has(rig_call(client, 8, "model.load", "{\"id\": \"a\"}"),
-        "{\"job\"=>1, \"state\"=>\"loaded\"}");
-    has(rig_call(client, 9, "job.wait", "{\"id\": 1}"), "{\"result\"=>\"done\"}");
+    has(rig_call(client, 8, "model.load", "{'id': 'a'}"), "{\"job\"=>1, \"state\"=>\"loaded\"}");
+    has(rig_call(client, 9, "job.wait", "{'id': 1}"), "{\"result\"=>\"done\"}");
     has(rig_call(client, 10, "server.status", "{}"), "\"state\"=>\"ready\"");
     has(rig_call(client, 11, "model.list", "{}"), "\"state\"=>\"loaded\"");
-    has(rig_call(client, 12, "model.unload", "{\"id\": \"b\"}"), "[1, 12, nil, {}]");
+    has(rig_call(client, 12, "model.unload", "{'id': 'b'}"), "[1, 12, nil, {}]");
     assert_true(fake.exists); /* b was not resident */
     has(rig_call(client, 13, "model.unload", "{}"), "[1, 13, nil, {}]");
     assert_false(fake.exists);
@@ -181,18 +194,18 @@ static void test_models(void **state) {
 static void test_load_fails(void **state) {
     const char *reply;
 
-    rig_request(client, 1, "generate", "{\"prompt\": \"x\"}");
+    rig_request(client, 1, "generate", "{'prompt': 'x'}");
     rig_turn(&rig);
     assert_int_equal(fake.n_job, 1);
     fake_load_failed("a.gguf: 4 bytes is no \xff");
     has_error(rig_recv(client), "ModelUnavailable", "a.gguf: 4 bytes is no ");
-    reply = rig_call(client, 2, "generate", "{\"prompt\": \"x\"}");
+    reply = rig_call(client, 2, "generate", "{'prompt': 'x'}");
     has_error(reply, "ModelUnavailable", "a.gguf: 4 bytes is no \"");
     assert_int_equal(fake.n_new, 1); /* not tried again while the file is as it was */
     has(rig_call(client, 3, "server.status", "{}"),
         "\"state\"=>\"failed\", \"reason\"=>\"a.gguf: 4");
     has(rig_call(client, 4, "model.availability", "{}"), "\"state\"=>\"unavailable\", \"reason\"");
-    has(rig_call(client, 5, "job.wait", "{\"id\": 1}"),
+    has(rig_call(client, 5, "job.wait", "{'id': 1}"),
         "{\"result\"=>\"failed\", \"reason\"=>\"a.gguf");
     has(rig_call(client, 6, "model.load", "{}"), "\"state\"=>\"loading\""); /* but when told to */
     assert_int_equal(fake.n_new, 2);
@@ -204,7 +217,7 @@ static void test_load_again_when_file_changes(void **state) {
     char path[128];
     FILE *f;
 
-    rig_request(client, 1, "generate", "{\"prompt\": \"x\"}");
+    rig_request(client, 1, "generate", "{'prompt': 'x'}");
     rig_turn(&rig);
     fake_load_failed("broken");
     has_error(rig_recv(client), "ModelUnavailable", "broken");
@@ -212,42 +225,42 @@ static void test_load_again_when_file_changes(void **state) {
     f = fopen(path, "a");
     fputs("more", f);
     (void)fclose(f);
-    rig_request(client, 2, "generate", "{\"prompt\": \"x\"}");
+    rig_request(client, 2, "generate", "{'prompt': 'x'}");
     rig_turn(&rig);
     assert_int_equal(fake.n_new, 2);
 }
 
 static void test_load_cancel(void **state) {
     has(rig_call(client, 1, "model.load", "{}"), "\"job\"=>1");
-    rig_request(client, 2, "job.wait", "{\"id\": 1}");
-    rig_request(client, 3, "generate", "{\"prompt\": \"x\"}");
-    rig_request(client, 4, "job.cancel", "{\"id\": 1}");
+    rig_request(client, 2, "job.wait", "{'id': 1}");
+    rig_request(client, 3, "generate", "{'prompt': 'x'}");
+    rig_request(client, 4, "job.cancel", "{'id': 1}");
     has(rig_recv(client), "[1, 2, nil, {\"result\"=>\"cancelled\", \"reason\"=>\"loading was");
     has_error(rig_recv(client), "ModelUnavailable", "loading was cancelled");
     has(rig_recv(client), "[1, 4, nil, {\"cancelled\"=>true}]");
     assert_false(fake.exists);
-    has(rig_call(client, 5, "job.cancel", "{\"id\": 1}"), "{\"cancelled\"=>false}");
+    has(rig_call(client, 5, "job.cancel", "{'id': 1}"), "{\"cancelled\"=>false}");
 }
 
 static void test_switch_when_idle(void **state) {
-    rig_request(client, 1, "generate", "{\"prompt\": \"x\", \"model\": \"a\"}");
+    rig_request(client, 1, "generate", "{'prompt': 'x', 'model': 'a'}");
     rig_turn(&rig);
     fake_loaded();
-    has_error(rig_call(client, 2, "generate", "{\"prompt\": \"x\", \"model\": \"b\"}"), "Busy",
+    has_error(rig_call(client, 2, "generate", "{'prompt': 'x', 'model': 'b'}"), "Busy",
               "a is resident");
     has(client->text, "\"data\"=>{\"retry_after_ms\"=>1000, \"position\"=>1}");
-    has(rig_call(client, 3, "model.availability", "{\"id\": \"b\"}"), "\"state\"=>\"busy\"");
+    has(rig_call(client, 3, "model.availability", "{'id': 'b'}"), "\"state\"=>\"busy\"");
     has_error(rig_call(client, 4, "model.unload", "{}"), "Busy", "1 requests");
     fake_end(&fake.job[0], ENGINE_END_STOP);
     has(rig_recv(client), "\"model\"=>\"a\"");
-    rig_request(client, 5, "generate", "{\"prompt\": \"x\", \"model\": \"b\"}");
+    rig_request(client, 5, "generate", "{'prompt': 'x', 'model': 'b'}");
     rig_turn(&rig);
     has(fake.path, "/b.gguf");
     fake_loaded();
     fake_end(&fake.job[1], ENGINE_END_STOP);
     has(rig_recv(client), "\"model\"=>\"b\"");
     /* With no model named, the loaded one serves, not the default one. */
-    rig_request(client, 6, "generate", "{\"prompt\": \"x\"}");
+    rig_request(client, 6, "generate", "{'prompt': 'x'}");
     rig_turn(&rig);
     assert_int_equal(fake.n_new, 2);
 }
@@ -265,9 +278,9 @@ static void test_generate_request(void **state) {
 
     ready();
     rig_request(client, 1, "generate",
-                "{\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}], \"thinking\": true,"
-                " \"max_tokens\": 12, \"temperature\": 0, \"top_k\": 3, \"seed\": 5, \"stop\": "
-                "[\"END\"], \"logprobs\": 2, \"deadline_ms\": 1000, \"repeat_last_n\": 9}");
+                "{'messages': [{'role': 'user', 'content': 'hello'}], 'thinking': true,"
+                " 'max_tokens': 12, 'temperature': 0, 'top_k': 3, 'seed': 5, 'stop': "
+                "['END'], 'logprobs': 2, 'deadline_ms': 1000, 'repeat_last_n': 9}");
     rig_turn(&rig);
     assert_int_equal(fake.n_job, 1);
     assert_int_equal(r->kind, ENGINE_GENERATE);
@@ -288,7 +301,7 @@ static void test_generate_request(void **state) {
 
 static void test_generate_whole(void **state) {
     ready();
-    rig_request(client, 1, "generate", "{\"prompt\": \"x\", \"stop\": [\"a\", \"b\"]}");
+    rig_request(client, 1, "generate", "{'prompt': 'x', 'stop': ['a', 'b']}");
     rig_turn(&rig);
     fake_text(&fake.job[0], CHAT_THOUGHT, "hm");
     fake_text(&fake.job[0], CHAT_TEXT, "Hel");
@@ -312,8 +325,8 @@ static void test_generate_whole(void **state) {
 
 static void test_generate_stream(void **state) {
     ready();
-    rig_request(client, 1, "generate", "{\"prompt\": \"x\", \"stream\": true}");
-    rig_request(client, 2, "generate", "{\"prompt\": \"x\", \"stream\": true, \"echo\": true}");
+    rig_request(client, 1, "generate", "{'prompt': 'x', 'stream': true}");
+    rig_request(client, 2, "generate", "{'prompt': 'x', 'stream': true, 'echo': true}");
     rig_turn(&rig);
     fake_progress(1, 3, 9);
     fake_text(&fake.job[0], CHAT_THOUGHT, "hm");
@@ -339,9 +352,10 @@ static void test_generate_ends(void **state) {
         { { .end = ENGINE_END_DEADLINE, .n_token = 4 }, "\"stop_reason\"=>\"deadline\"" },
         { { .end = ENGINE_END_DEADLINE },               "\"name\"=>\"Timeout\"" },
         { { .end = ENGINE_END_CANCELLED, .n_token = 4 },
-          "\"name\"=>\"Cancelled\", \"message\"=>\"the request was cancelled\", \"data\"=>{\"usage\"" },
+          "\"message\"=>\"the request was cancelled\", \"data\"=>{\"usage\"" },
         { { .end = ENGINE_END_CONTEXT, .n_prompt = 9000, .n_available = 8192 },
-          "\"name\"=>\"ContextOverflow\", \"message\"=>\"the prompt has 9000 tokens, the context holds 8192\", "
+          "\"name\"=>\"ContextOverflow\", "
+          "\"message\"=>\"the prompt has 9000 tokens, the context holds 8192\", "
           "\"data\"=>{\"requested\"=>9000, \"available\"=>8192}" },
         { { .end = ENGINE_END_INVALID, .why = { "messages: role 'x'" } },
           "\"name\"=>\"InvalidArgs\", \"message\"=>\"messages: role 'x'\"" },
@@ -353,7 +367,7 @@ static void test_generate_ends(void **state) {
 
     ready();
     for (uint32_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-        rig_request(client, i, "generate", "{\"prompt\": \"x\"}");
+        rig_request(client, i, "generate", "{'prompt': 'x'}");
         rig_turn(&rig);
         fake_done(&fake.job[i], &table[i].result);
         has(rig_recv(client), table[i].want);
@@ -363,28 +377,27 @@ static void test_generate_ends(void **state) {
 static void test_generate_refused(void **state) {
     ready();
     fake.submit = ENGINE_BUSY;
-    has_error(rig_call(client, 1, "generate", "{\"prompt\": \"x\"}"), "Busy", "4 requests");
+    has_error(rig_call(client, 1, "generate", "{'prompt': 'x'}"), "Busy", "4 requests");
     has(client->text, "\"data\"=>{\"retry_after_ms\"=>2500, \"position\"=>4}");
     fake.submit = ENGINE_TOO_LARGE;
-    has_error(rig_call(client, 2, "generate", "{\"prompt\": \"x\"}"), "TooLarge", "the fake says");
+    has_error(rig_call(client, 2, "generate", "{'prompt': 'x'}"), "TooLarge", "the fake says");
     has(client->text, "\"data\"=>{\"limit\"=>4194304}");
     fake.submit = ENGINE_BAD;
-    has_error(rig_call(client, 3, "generate", "{\"prompt\": \"x\"}"), "InvalidArgs", "the fake");
+    has_error(rig_call(client, 3, "generate", "{'prompt': 'x'}"), "InvalidArgs", "the fake");
     fake.submit = -ENOMEM;
-    has_error(rig_call(client, 4, "generate", "{\"prompt\": \"x\"}"), "Internal", "Cannot alloc");
+    has_error(rig_call(client, 4, "generate", "{'prompt': 'x'}"), "Internal", "Cannot alloc");
 }
 
 static void test_cancel(void **state) {
     ready();
-    rig_request(client, 1, "generate", "{\"prompt\": \"x\", \"stream\": true}");
-    has(rig_call(client, 2, "generate.cancel", "{\"id\": 1}"),
-        "[1, 2, nil, {\"cancelled\"=>true}]");
+    rig_request(client, 1, "generate", "{'prompt': 'x', 'stream': true}");
+    has(rig_call(client, 2, "generate.cancel", "{'id': 1}"), "[1, 2, nil, {\"cancelled\"=>true}]");
     has_error(rig_recv(client), "Cancelled", "the request was cancelled");
     has(client->text, "\"data\"=>{\"usage\"=>{\"prompt\"=>5");
-    has(rig_call(client, 4, "generate.cancel", "{\"id\": 1}"), "{\"cancelled\"=>false}");
+    has(rig_call(client, 4, "generate.cancel", "{'id': 1}"), "{\"cancelled\"=>false}");
 
-    rig_request(client, 5, "generate", "{\"prompt\": \"x\"}");
-    rig_notify(client, "generate.cancel", "{\"id\": 5}");
+    rig_request(client, 5, "generate", "{'prompt': 'x'}");
+    rig_notify(client, "generate.cancel", "{'id': 5}");
     has_error(rig_recv(client), "Cancelled", "the request");
     rig_notify(client, "server.info", "{}"); /* not as a notification: ignored */
     has(rig_call(client, 6, "server.status", "{}"), "[1, 6, nil");
@@ -396,7 +409,7 @@ static void test_too_large(void **state) {
     ready();
     memset(big, 'x', sizeof big - 1);
     big[sizeof big - 1] = '\0';
-    rig_request(client, 1, "generate", "{\"prompt\": \"x\"}");
+    rig_request(client, 1, "generate", "{'prompt': 'x'}");
     rig_turn(&rig);
     for (int i = 0; i < 4200 && !fake.job[0].over; i++) {
         fake_text(&fake.job[0], CHAT_TEXT, big);
@@ -413,7 +426,7 @@ static void test_text(void **state) {
     char text[] = "two words";
 
     ready();
-    rig_request(client, 1, "tokenize", "{\"text\": \"abc\", \"bos\": true}");
+    rig_request(client, 1, "tokenize", "{'text': 'abc', 'bos': true}");
     rig_turn(&rig);
     assert_int_equal(fake.job[0].req.kind, ENGINE_TOKENIZE);
     assert_string_equal(fake.job[0].text, "abc");
@@ -421,7 +434,7 @@ static void test_text(void **state) {
     fake_done(&fake.job[0], &(struct engine_result){ .tok = tok, .n_tok = 2 });
     has(rig_recv(client), "[1, 1, nil, {\"tokens\"=>[3, 400]}]");
 
-    rig_request(client, 2, "detokenize", "{\"tokens\": [3, 400], \"special\": true}");
+    rig_request(client, 2, "detokenize", "{'tokens': [3, 400], 'special': true}");
     rig_turn(&rig);
     assert_int_equal(fake.job[1].req.kind, ENGINE_DETOKENIZE);
     assert_int_equal(fake.job[1].req.n_tok, 2);
@@ -444,7 +457,7 @@ static void test_answer_beyond_a_frame(void **state) {
     static tok_t tok[70000];
 
     ready();
-    rig_request(client, 1, "tokenize", "{\"text\": \"abc\"}");
+    rig_request(client, 1, "tokenize", "{'text': 'abc'}");
     rig_turn(&rig);
     fake_done(&fake.job[0], &(struct engine_result){ .tok = tok, .n_tok = 70000 });
     has_error(rig_recv(client), "TooLarge", "the answer does not fit into one frame");
@@ -457,8 +470,8 @@ static void test_stop(void **state) {
     struct rig_client *idle = rig_connect(&rig);
 
     has(rig_call(client, 1, "model.load", "{}"), "\"job\"=>1");
-    rig_request(client, 2, "job.wait", "{\"id\": 1}");
-    rig_request(client, 3, "generate", "{\"prompt\": \"x\", \"stream\": true}");
+    rig_request(client, 2, "job.wait", "{'id': 1}");
+    rig_request(client, 3, "generate", "{'prompt': 'x', 'stream': true}");
     rig_turn(&rig);
     fake_text(&fake.job[0], CHAT_TEXT, "so far");
     rig_turn(&rig);

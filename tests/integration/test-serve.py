@@ -1,0 +1,237 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What clients of a running moed may count on: test-serve.py MOED"""
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+import unittest
+
+import rig
+from rig import Client, Hangup, LONG, Moed, RpcError, until
+
+EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "contrib/examples/client.py"
+
+
+class Serve(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.moed = Moed(config="queue = 3\n")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.moed.__exit__(None)
+
+    def setUp(self):
+        self.c = self.moed.client()
+        self.addCleanup(self.c.close)
+
+    def idle(self):
+        """Wait until the engine has nothing to do."""
+        until(lambda: self.c.call("server.status")["queue"]["running"] == 0, "still at work", 5)
+
+    def test_info_and_status(self):
+        info = self.c.call("server.info")
+        self.assertEqual(info["version"]["api_level"], 1)
+        self.assertIn("generate", [m["name"] for m in info["methods"]])
+        status = self.c.call("server.status")
+        self.assertEqual((status["state"], status["model"]), ("ready", "tiny"))
+        self.assertGreater(status["memory"]["weights"], 1 << 20)
+        self.assertEqual(status["queue"]["max"], 3)
+
+    def test_stream_is_the_answer(self):
+        params = {"prompt": "once upon a time", "max_tokens": 40, "seed": 7, "temperature": 0.8}
+        whole = self.c.call("generate", **params)
+        if whole["stop_reason"] == "length":
+            self.assertEqual(whole["usage"]["generated"], 40)
+        result = self.c.call("generate", stream=True, **params)
+        deltas = [p for m, p in self.c.notes if m == "generate.delta"]
+        self.assertEqual([d["seq"] for d in deltas], list(range(len(deltas))))
+        self.assertEqual("".join(d["text"] for d in deltas if d["kind"] == "text"), whole["text"])
+        self.assertNotIn("text", result)
+        self.assertEqual(result["usage"]["generated"], whole["usage"]["generated"])
+        self.assertEqual(self.c.call("generate", stream=True, echo=True, **params)["text"], whole["text"])
+
+    def test_logprobs(self):
+        result = self.c.call("generate", prompt="a", max_tokens=4, logprobs=3, temperature=0, logit_bias=LONG["logit_bias"])
+        self.assertEqual(len(result["logprobs"]), 4)
+        for token in result["logprobs"]:
+            self.assertEqual(len(token["top"]), 3)
+            self.assertIsInstance(token["bytes"], bytes)
+            self.assertLessEqual(token["logprob"], 0)
+            top = [t["logprob"] for t in token["top"]]
+            self.assertEqual(top, sorted(top, reverse=True))
+
+    def test_text_methods(self):
+        tokens = self.c.call("tokenize", text="hello there", pieces=True)
+        self.assertEqual(b"".join(tokens["pieces"]), b"hello there")
+        self.assertEqual(self.c.call("detokenize", tokens=tokens["tokens"])["text"], "hello there")
+        prompt = self.c.call("template.apply", messages=[{"role": "user", "content": "hi"}])
+        self.assertIn("user\nhi", prompt["text"])
+        self.assertEqual(self.c.call("generate", tokens=prompt["tokens"], max_tokens=1)["usage"]["prompt"], len(prompt["tokens"]))
+        with self.assertRaisesRegex(RpcError, "InvalidArgs: .*99999"):
+            self.c.call("detokenize", tokens=[99999])
+        with self.assertRaisesRegex(RpcError, "InvalidArgs: .*role"):
+            self.c.call("generate", messages=[{"role": "wizard", "content": "x"}])
+
+    def test_two_clients_queue_then_busy(self):
+        self.idle()
+        with self.moed.client() as other:
+            first = self.c.send("generate", **LONG)
+            self.c.wait_note("generate.delta")
+            waiting = [other.send("generate", prompt="x", max_tokens=2) for _ in range(3)]
+            until(lambda: Client(self.moed.path).call("server.status")["queue"]["waiting"] == 3, "do not wait")
+            start = time.monotonic()
+            with self.moed.client() as third, self.assertRaises(RpcError) as busy:
+                third.call("generate", prompt="x")
+            self.assertLess(time.monotonic() - start, 0.5)
+            self.assertEqual(busy.exception.name, "Busy")
+            self.assertGreater(busy.exception.data["retry_after_ms"], 0)
+            self.assertEqual(busy.exception.data["position"], 4)
+            self.c.notify("generate.cancel", id=first)
+            with self.assertRaisesRegex(RpcError, "Cancelled"):
+                self.c.wait(first)
+            for msgid in waiting:
+                self.assertGreater(other.wait(msgid)["usage"]["generated"], 0)
+
+    def test_cancel(self):
+        msgid = self.c.send("generate", **LONG)
+        self.c.wait_note("generate.delta")
+        cancel = self.c.send("generate.cancel", id=msgid)
+        answers = {}
+        while len(answers) < 2:
+            frame = self.c.frame()
+            if frame[0] == 1:
+                answers[frame[1]] = frame
+        self.assertEqual(answers[cancel][3], {"cancelled": True})
+        self.assertEqual(answers[msgid][2]["name"], "Cancelled")
+        self.assertGreater(answers[msgid][2]["data"]["usage"]["generated"], 0)
+        self.assertEqual(self.c.call("generate.cancel", id=msgid), {"cancelled": False})
+        self.assertEqual(self.c.call("generate.cancel", id=4711), {"cancelled": False})
+
+    def test_hangup_stops_work(self):
+        for prompt in "x", "word " * 300:  # while it decodes, and while it reads a long prompt
+            self.idle()
+            other = self.moed.client()
+            other.send("generate", **{**LONG, "prompt": prompt})
+            until(lambda: self.c.call("server.status")["queue"]["running"] == 1, "did not start")
+            other.close()
+            until(lambda: self.c.call("server.status")["queue"]["running"] == 0, "goes on", 1)
+
+    def test_overflow_evaluates_nothing(self):
+        self.idle()
+        before = self.c.call("server.status")["tokens"]["prompt"]
+        with self.assertRaises(RpcError) as e:
+            self.c.call("generate", tokens=[5] * 3000)
+        self.assertEqual(e.exception.name, "ContextOverflow")
+        self.assertGreaterEqual(e.exception.data["requested"], 3000)
+        self.assertLessEqual(e.exception.data["available"], 2048)
+        self.assertEqual(self.c.call("server.status")["tokens"]["prompt"], before)
+
+    def test_deadline(self):
+        result = self.c.call("generate", deadline_ms=300, **LONG)
+        self.assertEqual(result["stop_reason"], "deadline")
+        with self.assertRaisesRegex(RpcError, "Timeout"):
+            self.c.call("generate", deadline_ms=0, **LONG)
+
+    def test_stop_string(self):
+        text = self.c.call("generate", prompt="a", seed=3, max_tokens=60, logit_bias=LONG["logit_bias"])["text"]
+        middle = len(text) // 2
+        stop = text[middle:middle + 3]
+        result = self.c.call("generate", prompt="a", seed=3, max_tokens=60, logit_bias=LONG["logit_bias"], stop=["never this", stop])
+        self.assertEqual((result["stop_reason"], result["stop"]), ("stop", stop))
+        self.assertEqual(result["text"], text[:text.index(stop)])
+
+    def test_malformed_closes_only_itself(self):
+        running = self.c.send("generate", max_tokens=200, **LONG)
+        self.c.wait_note("generate.delta")
+        for bad in (b"\xc1", b"GET / HTTP/1.1\r\n\r\n", b"\xdd\x04\x00\x00\x00", b"\x91" * 60,
+                    b"\x94\x00\x01\xa1x\x91\x81\xa1k\xdb\xff\xff\xff\xff", b"\x94\x00\x01\xa1x\x91\xc0"):
+            with self.moed.client() as other:
+                other.sock.sendall(bad)
+                self.assertIn(other.wait_note("rpc.error")["name"], ("InvalidArgs", "TooLarge"))
+                self.assertRaises(Hangup, other.frame)
+        self.assertEqual(self.c.wait(running)["usage"]["generated"], 200)
+
+    def test_seventeenth_connection(self):
+        uid_has = self.c.call("server.status")["connections"]
+        extra = [self.moed.client() for _ in range(16 - uid_has)]
+        self.assertEqual(extra[-1].call("server.status")["connections"], 16)
+        with self.moed.client() as refused:
+            self.assertEqual(refused.wait_note("rpc.error")["name"], "QuotaExceeded")
+            self.assertRaises(Hangup, refused.frame)
+        extra.pop().close()
+        until(lambda: self.c.call("server.status")["connections"] < 16, "does not count down")
+        for c in extra:
+            c.close()
+
+    def test_slow_reader(self):
+        self.idle()
+        slow = self.moed.client()
+        slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        msgid = slow.send("generate", max_tokens=1000, logprobs=20, seed=5, **LONG)
+        made, since, slowest = 0, time.monotonic(), 0.0
+        while made == 0 or time.monotonic() - since < 0.5:  # until it makes no more
+            start = time.monotonic()
+            now = self.c.call("server.status")["tokens"]["generated"]
+            slowest = max(slowest, time.monotonic() - start)
+            if now != made:
+                made, since = now, time.monotonic()
+            time.sleep(0.02)
+        self.assertLess(slowest, 0.5)  # nobody else notices
+        result = slow.wait(msgid)
+        self.assertEqual(result["usage"]["generated"], 1000)
+        deltas = [p for m, p in slow.notes if m == "generate.delta"]
+        self.assertEqual([d["seq"] for d in deltas], list(range(len(deltas))))
+        self.assertEqual(sum(len(d["logprobs"]) for d in deltas), 1000)
+        self.assertLess(len(deltas), 1000)
+        text = "".join(d["text"] for d in deltas)
+        again = self.c.call("generate", max_tokens=1000, seed=5, **{**LONG, "stream": False})
+        self.assertEqual(text, again["text"])
+        slow.close()
+
+    def test_models(self):
+        models = self.c.call("model.list")["models"]
+        self.assertEqual([(m["id"], m["state"], m["default"]) for m in models], [("tiny", "loaded", True)])
+        shown = self.c.call("model.show", tensors=True)
+        self.assertEqual(shown["metadata"]["general.architecture"], "gemma4")
+        self.assertEqual(shown["metadata"]["gemma4.attention.sliding_window_pattern"][-1], False)
+        tensor = {t["name"]: t for t in shown["tensors"]}["token_embd.weight"]
+        self.assertEqual((tensor["type"], tensor["shape"][0]), ("Q8_0", 256))
+        self.assertEqual(self.c.call("model.availability"), {"state": "available"})
+
+    def test_unload_and_load(self):
+        self.idle()
+        self.assertEqual(self.c.call("model.unload"), {})
+        self.assertEqual(self.c.call("server.status")["state"], "empty")
+        self.assertEqual(self.c.call("model.availability"), {"state": "not-loaded"})
+        result = self.c.call("generate", prompt="x", max_tokens=1)  # loads it again
+        self.assertEqual(result["model"], "tiny")
+        job = self.c.call("model.load")["job"]
+        self.assertEqual(self.c.call("job.wait", id=job)["result"], "done")
+
+    @unittest.skipUnless(EXAMPLE.exists(), "no example client")
+    def test_example(self):
+        said = subprocess.run([sys.executable, EXAMPLE, "--socket", self.moed.path, "hello"], capture_output=True, timeout=60)
+        self.assertEqual(said.returncode, 0, said.stderr)
+
+
+class Kill(unittest.TestCase):
+    def test_killed_client(self):
+        """A client that dies, rather than closes, is noticed as well."""
+        script = ("import sys; sys.path.insert(0, sys.argv[1]); import rig; c = rig.Client(sys.argv[2]);"
+                  "c.send('generate', **rig.LONG); c.wait_note('generate.delta'); print('on', flush=True); c.frame(); input()")
+        with Moed() as moed, moed.client() as c:
+            child = subprocess.Popen([sys.executable, "-c", script, os.path.dirname(__file__), moed.path],
+                                     stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+            self.assertEqual(child.stdout.readline(), b"on\n")
+            self.assertEqual(c.call("server.status")["queue"]["running"], 1)
+            child.kill()
+            until(lambda: c.call("server.status")["queue"]["running"] == 0, "goes on", 1)
+            child.communicate()
+
+
+if __name__ == "__main__":
+    rig.main(unittest)

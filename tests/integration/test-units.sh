@@ -1,0 +1,43 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+# The units parse, their exposure stays low, and the user is made.  test-units.sh SOURCE BUILD MOED
+set -eu
+source=$1 build=$2 moed=$(readlink -f "$3")
+command -v systemd-analyze >/dev/null || exit 77
+
+dir=$(mktemp -d)
+trap 'rm -r "$dir"' EXIT
+for kind in system user; do
+    sub=
+    [ $kind = system ] || sub=user/
+    mkdir "$dir/$kind"
+    # The program is not installed yet, nor are the manual pages.
+    sed "s,^ExecStart=[^ ]*,ExecStart=$moed," "$build/systemd/${sub}moed.service" >"$dir/$kind/moed.service"
+    cp "$source/systemd/${sub}moed.socket" "$dir/$kind/"
+    grep -q "^ExecStart=$moed" "$dir/$kind/moed.service"
+    XDG_RUNTIME_DIR=$dir systemd-analyze --$kind --man=no verify "$dir/$kind/moed.service" \
+        "$dir/$kind/moed.socket" >"$dir/said" 2>&1 || bad=1
+    # Other units of the machine may be talked about; ours must not be.
+    if [ -n "${bad:-}" ] || grep moed "$dir/said"; then
+        cat "$dir/said"
+        exit 1
+    fi
+done
+
+# 10 is an exposure of 1.0.
+systemd-analyze security --offline=true --no-pager --threshold=10 "$dir/system/moed.service" >"$dir/exposure" || {
+    cat "$dir/exposure"
+    exit 1
+}
+grep Overall "$dir/exposure"
+
+# What would break the service rather than protect it.
+if grep -E '^(PrivateUsers=yes|ProtectProc=invisible|RuntimeDirectory=)' "$dir/system/moed.service"; then
+    exit 1
+fi
+
+if command -v systemd-sysusers >/dev/null; then
+    mkdir -p "$dir/root/etc"
+    systemd-sysusers --root="$dir/root" --dry-run "$source/systemd/moed.sysusers.conf" 2>&1 | tee "$dir/sysusers"
+    grep -q moed "$dir/sysusers"
+fi
