@@ -71,6 +71,23 @@ typedef float kern_dot_fn(const void *a, const float *b, size_t n);    /* sum a[
 typedef void kern_axpy_fn(float s, const void *x, float *y, size_t n); /* y += s * x */
 typedef void kern_decode_fn(const void *src, float *dst, size_t n);
 
+/* Packed weights: groups of n_row rows, interleaved the way this tier's kernel reads them. A group
+ * takes exactly the bytes its rows took, so a packed matrix lies where the plain one lay. */
+struct kern_pack {
+    uint32_t n_row;     /* rows of a group; 0: this tier leaves the format as it is */
+    const char *layout; /* name of the byte order, "Q4_0.r16", for files that keep packed weights */
+
+    /* n_row rows, @src_stride bytes apart -> one group; @src and @dst do not overlap */
+    void (*pack)(const void *src, size_t src_stride, uint32_t n_col, void *dst);
+
+    /* row @row of a group to f32 [n_col]: the very values quant_decode() gives */
+    void (*decode_row)(const void *group, uint32_t row, uint32_t n_col, float *dst);
+
+    /* As kern.mul: @w is the first group, @w_stride the bytes of ONE row, so groups are n_row *
+     * w_stride apart; n_out is a multiple of n_row. */
+    kern_mul_fn *mul;
+};
+
 struct kern {
     const char *tier; /* best tier bound, for the log */
 
@@ -78,6 +95,7 @@ struct kern {
     kern_mul_fn *mul_exact[QUANT_FMT_N]; /* float activations, weights decoded */
     kern_decode_fn *decode[QUANT_FMT_N]; /* weights or cache rows to f32 */
     kern_quantize_fn *quantize;
+    struct kern_pack pack[QUANT_FMT_N];
 
     /* Attention on cache rows: dot(k, q) and out += p * v. F32, F16 and BF16 are filled in. */
     kern_dot_fn *dot[QUANT_BF16 + 1];

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "engine/kern/kern.h"
+#include "engine/kern/pack.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -638,4 +639,5 @@ void kern_use_avx512vnni(struct kern *k) {
     BIND(QUANT_IQ4_NL, iq4_nl);
     BIND(QUANT_IQ4_XS, iq4_xs);
     BIND(QUANT_MXFP4, mxfp4);
+    kern_pack_avx512vnni(k);
 }

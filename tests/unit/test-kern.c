@@ -30,6 +30,9 @@ enum {
     COL_MAX = 2816,
     OUT_MAX = 11,
     ROW_MAX = 9,
+
+    PACK_OUT = 48, /* three groups */
+    PACK_ROW = 9,
 };
 
 /* Where a block keeps its f16 scales; -1: no such field. */
@@ -362,6 +365,142 @@ static void test_decode(void **state) {
                 }
             }
     }
+}
+
+/* Rows of plain weights, and what they are worth: y in double and sum |w * x|. */
+struct plain {
+    uint8_t *w;
+    size_t size; /* bytes of a row */
+    double want[PACK_OUT][PACK_ROW];
+    double scale[PACK_OUT][PACK_ROW];
+};
+
+static void plain_fill(struct plain *p, enum quant_fmt fmt, uint32_t n_col, const struct acts *a,
+                       uint32_t n_out, enum kind kind) {
+    float row[COL_MAX];
+
+    p->size = quant_row_size(fmt, n_col);
+    for (uint32_t o = 0; o < n_out; o++) {
+        fill_row(fmt, p->w + o * p->size, n_col, kind);
+        quant_decode(fmt, p->w + o * p->size, row, n_col);
+        for (uint32_t m = 0; m < a->rows.n_row; m++) {
+            p->want[o][m] = p->scale[o][m] = 0;
+            for (uint32_t i = 0; i < n_col; i++) {
+                double v = (double)row[i] * (double)act(a, m, i, false);
+
+                p->want[o][m] += v;
+                p->scale[o][m] += fabs(v);
+            }
+        }
+    }
+}
+
+/* Pack, decode every row back, multiply; groups end at a page that can not be read. */
+static void check_pack(int t, enum quant_fmt fmt, uint32_t n_col, uint32_t n_row, uint32_t n_group,
+                       enum kind kind, int x_kind) {
+    const struct kern_pack *p = &tables[t].pack[fmt];
+    uint32_t n_out = n_group * p->n_row, y_stride = n_out + 3;
+    size_t stride, size;
+    static struct plain plain;
+    static uint8_t *mem;
+    static float y[PACK_ROW * (PACK_OUT + 3)], want[COL_MAX], got[COL_MAX + 1];
+    struct acts a = acts_new(n_row, n_col, x_kind);
+    uint8_t *w;
+
+    if (!mem) {
+        mem = guarded(PACK_OUT * (COL_MAX * 2 + 4));
+        plain.w = malloc(PACK_OUT * COL_MAX * 2);
+    }
+    plain_fill(&plain, fmt, n_col, &a, n_out, kind);
+    stride = plain.size + rnd() % 3;
+    size = (n_group - 1) * p->n_row * stride + p->n_row * plain.size;
+    w = mem + PACK_OUT * (COL_MAX * 2 + 4) - size;
+    for (uint32_t g = 0; g < n_group; g++)
+        p->pack(plain.w + g * p->n_row * plain.size, plain.size, n_col, w + g * p->n_row * stride);
+
+    got[n_col] = 12345;
+    for (uint32_t o = 0; o < n_out; o++) {
+        quant_decode(fmt, plain.w + o * plain.size, want, n_col);
+        p->decode_row(w + o / p->n_row * p->n_row * stride, o % p->n_row, n_col, got);
+        assert_memory_equal(got, want, n_col * sizeof *got);
+    }
+    assert_true(got[n_col] == 12345);
+
+    for (size_t i = 0; i < n_row * y_stride; i++)
+        y[i] = 12345;
+    p->mul(w, stride, n_out, n_col, &a.rows, y, y_stride);
+    for (uint32_t m = 0; m < n_row; m++)
+        for (uint32_t o = 0; o < y_stride; o++) {
+            double v = (double)y[m * y_stride + o];
+
+            if (o >= n_out)
+                assert_true(v == 12345);
+            else if (!(fabs(v - plain.want[o][m]) <=
+                       (double)KERN_RTOL * plain.scale[o][m] + (double)FLT_MIN))
+                fail_msg("%s: %s n_col %u n_row %u kind %d/%d: y[%u][%u] want %g got %g of %g",
+                         tiers[t]->name, p->layout, n_col, n_row, kind, x_kind, m, o,
+                         plain.want[o][m], v, plain.scale[o][m]);
+        }
+    acts_free(&a);
+}
+
+static void test_pack(void **state) {
+    (void)state;
+    for (int t = 0; t < n_tier; t++)
+        for (enum quant_fmt fmt = 0; fmt < QUANT_FMT_N; fmt++) {
+            size_t n;
+            const uint32_t *cols = cols_of(fmt, &n);
+
+            if (!tables[t].pack[fmt].n_row)
+                continue;
+            assert_true(PACK_OUT >= 3 * tables[t].pack[fmt].n_row);
+            for (size_t c = 0; c < n; c++)
+                for (uint32_t m = 1; m <= PACK_ROW; m++)
+                    check_pack(t, fmt, cols[c], m, 1 + (m + (uint32_t)c) % 3, RANDOM, 0);
+            for (enum kind kind = 0; kind < KIND_N; kind++)
+                for (int x_kind = 0; x_kind < 3; x_kind++)
+                    check_pack(t, fmt, cols[n / 2], 1 + rnd() % PACK_ROW, 2, kind, x_kind);
+        }
+}
+
+/* The bits of y[m][o] are the same for any number of activation rows and groups around it. */
+static void test_pack_value_is_its_own(void **state) {
+    enum { N_ROW = 40, N_GROUP = 5, N_OUT = N_GROUP * 16 };
+    static float all[N_ROW * N_OUT], part[N_ROW * N_OUT];
+    uint8_t *plain = malloc(N_OUT * 768 * 2), *w = malloc(N_OUT * 768 * 2);
+
+    (void)state;
+    for (int t = 0; t < n_tier; t++)
+        for (enum quant_fmt fmt = 0; fmt < QUANT_FMT_N; fmt++) {
+            const struct kern_pack *p = &tables[t].pack[fmt];
+            uint32_t n_col = quant_info(fmt)->block == 256 ? 768 : 736, n_out = N_GROUP * p->n_row;
+            size_t size = quant_row_size(fmt, n_col), group = p->n_row * size;
+            struct acts a = acts_new(N_ROW, n_col, 0);
+            struct kern_rows x = a.rows;
+
+            for (uint32_t o = 0; o < n_out; o++)
+                fill_row(fmt, plain + o * size, n_col, RANDOM);
+            for (uint32_t g = 0; p->n_row && g < N_GROUP; g++)
+                p->pack(plain + g * group, size, n_col, w + g * group);
+            if (p->n_row)
+                p->mul(w, size, n_out, n_col, &x, all, N_OUT);
+            for (x.n_row = 1; p->n_row && x.n_row <= N_ROW; x.n_row++) {
+                uint32_t m0 = rnd() % (N_ROW + 1 - x.n_row), g0 = rnd() % N_GROUP;
+                uint32_t n = (1 + rnd() % (N_GROUP - g0)) * p->n_row;
+
+                x.q = a.q + m0 * x.q_stride;
+                x.d = a.d + m0 * x.q_stride / 32;
+                x.s = a.s + m0 * x.q_stride / 16;
+                p->mul(w + g0 * group, size, n, n_col, &x, part, n);
+                for (uint32_t m = 0; m < x.n_row; m++)
+                    if (memcmp(part + m * n, all + (m0 + m) * N_OUT + g0 * p->n_row, n * 4))
+                        fail_msg("%s: %s: row %u differs among %u", tiers[t]->name, p->layout, m,
+                                 x.n_row);
+            }
+            acts_free(&a);
+        }
+    free(plain);
+    free(w);
 }
 
 static void check_quantize(const float *x, size_t n) {
@@ -697,53 +836,66 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* Best of several: weights of 16 MB or so, so not from the core's own caches. */
-static void bench_one(const struct kern *k, enum quant_fmt fmt, uint32_t n_row, double *ret_gb,
-                      double *ret_gop) {
-    enum { N_COL = 2816 };
+/* Best of several, over weights of @size bytes: more than all caches, or what the L2 holds.
+ * @packed: from the packed form. */
+static void bench_one(const struct kern *k, enum quant_fmt fmt, bool packed, size_t size,
+                      uint32_t n_row, double *ret_gb, double *ret_gop) {
+    enum { N_COL = 2816, SLICE = 352 };
     size_t stride = quant_row_size(fmt, N_COL);
-    uint32_t n_out = (uint32_t)((16u << 20) / stride), step = n_row == 1 ? n_out : n_out / 8;
-    uint8_t *w = malloc(stride * n_out);
-    float *y = malloc(n_out * n_row * sizeof *y);
+    uint32_t n_out = (uint32_t)(size / stride) / 32 * 32;
+    uint32_t slice = n_out < SLICE ? n_out : SLICE;
+    uint8_t *w = aligned_alloc(64, (stride * n_out + 63) / 64 * 64);
+    float *y = malloc(slice * n_row * sizeof *y);
     struct acts a = acts_new(n_row, N_COL, 0);
-    double best = 1e9;
+    kern_mul_fn *mul = packed ? k->pack[fmt].mul : k->mul[fmt];
+    double best = 1e9, n_op;
 
-    for (uint32_t o = 0; o < n_out; o++)
+    for (uint32_t o = 0; o < 32; o++)
         fill_row(fmt, w + o * stride, N_COL, RANDOM);
-    for (int round = 0; round < 16; round++) {
+    for (uint32_t o = 32; o < n_out; o += 32)
+        memcpy(w + o * stride, w, 32 * stride);
+    for (int round = 0; round < 40; round++) {
+        /* as a thread meets them: another slice each time, all of it cold or all of it warm */
+        uint32_t o = n_out > slice ? (uint32_t)round % (n_out / slice) * slice : 0;
         double t = now();
 
-        k->mul[fmt](w, stride, step, N_COL, &a.rows, y, n_out);
+        mul(w + o * stride, stride, slice, N_COL, &a.rows, y, slice);
         t = now() - t;
         best = t < best ? t : best;
     }
-    *ret_gb = (double)(stride * step) / best / 1e9;
-    *ret_gop = 2.0 * (double)step * N_COL * n_row / best / 1e9;
+    n_op = 2.0 * (double)slice * N_COL * n_row;
+    *ret_gb = (double)(stride * slice) / best / 1e9;
+    *ret_gop = n_op / best / 1e9;
     acts_free(&a);
     free(y);
     free(w);
 }
 
+static void bench_row(int t, enum quant_fmt fmt, bool packed) {
+    const uint32_t n_rows[] = { 1, 2, 4, 8, 64, 512 };
+
+    for (int warm = 0; warm < 2; warm++) {
+        printf("%-7s %-10s %-5s %-4s", quant_info(fmt)->name, tiers[t]->name,
+               packed ? "pack" : "plain", warm ? "L2" : "DRAM");
+        for (size_t m = 0; m < sizeof n_rows / sizeof *n_rows; m++) {
+            double gb, gop;
+
+            bench_one(&tables[t], fmt, packed, warm ? 400u << 10 : 96u << 20, n_rows[m], &gb, &gop);
+            printf(" %6.1f (%4.0f)", gb, gop);
+            fflush(stdout);
+        }
+        printf("\n");
+    }
+}
+
 /* @only: a format's name, or NULL for all */
 static int bench(const char *only) {
-    const uint32_t n_rows[] = { 1, 4, 8, 64 };
-
-    printf("weights read in GB/s (and Gop/s), one core, CPU time, best of 16\n%-8s %-11s", "format",
-           "tier");
-    for (size_t m = 0; m < 4; m++)
-        printf("  %16s %2u", "M", n_rows[m]);
-    printf("\n");
+    printf("GB/s of weights (Gop/s), one core, CPU time, best of 40; 1, 2, 4, 8, 64, 512 rows\n");
     for (enum quant_fmt fmt = 0; fmt < QUANT_FMT_N; fmt++)
         for (int t = 0; t < n_tier && (!only || !strcmp(only, quant_info(fmt)->name)); t++) {
-            printf("%-8s %-11s", quant_info(fmt)->name, tiers[t]->name);
-            for (size_t m = 0; m < 4; m++) {
-                double gb, gop;
-
-                bench_one(&tables[t], fmt, n_rows[m], &gb, &gop);
-                printf("  %8.2f (%8.1f)", gb, gop);
-                fflush(stdout);
-            }
-            printf("\n");
+            bench_row(t, fmt, false);
+            if (tables[t].pack[fmt].n_row)
+                bench_row(t, fmt, true);
         }
 
     return 0;
@@ -757,6 +909,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_mul),
         cmocka_unit_test(test_mul_value_is_its_own),
         cmocka_unit_test(test_mul_hostile),
+        cmocka_unit_test(test_pack),
+        cmocka_unit_test(test_pack_value_is_its_own),
         cmocka_unit_test(test_quantize),
         cmocka_unit_test(test_quantize_not_finite),
         cmocka_unit_test(test_rows),

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * pack - interleave rows of blocks, the same for every tier that packs
+ *
+ * A block is cut into the pieces its kernel loads: scales of one or two bytes, codes of four. A
+ * packed block holds each piece of all rows side by side, in the order the pieces had in the plain
+ * block: piece 0 of row 0, of row 1, ..., piece 1 of row 0, ... With 16 rows a vector of 64 bytes
+ * is four bytes of codes of each row, and one lane is one row.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/kern/kern.h"
+
+/* Interleave @n_row rows, @src_stride bytes apart. */
+void kern_pack_rows(enum quant_fmt fmt, uint32_t n_row, const void *src, size_t src_stride,
+                    uint32_t n_col, void *dst);
+
+/* Row @row of a group of @n_row, decoded by quant_decode(). */
+void kern_pack_decode(enum quant_fmt fmt, uint32_t n_row, const void *group, uint32_t row,
+                      uint32_t n_col, float *dst);
+
+/* What a tier binds of struct kern.pack, from the second file of its library. */
+void kern_pack_avx512vnni(struct kern *k);
