@@ -25,25 +25,24 @@ static bool read_line(const char *dir, const char *name, char *ret, int size) {
     return f && fgets(ret, size, f);
 }
 
-/* @quota of every @period microseconds, in CPUs; UINT32_MAX: no limit. */
-static uint32_t cpus(int64_t quota, int64_t period) {
+/* @quota of every @period microseconds, in CPUs; UINT64_MAX: no limit. */
+static uint64_t cpus(int64_t quota, int64_t period) {
     if (quota <= 0 || period <= 0)
-        return UINT32_MAX;
-    quota = quota / period + (quota % period != 0);
-    return quota < UINT32_MAX ? (uint32_t)quota : UINT32_MAX;
+        return UINT64_MAX;
+    return (uint64_t)(quota / period + (quota % period != 0));
 }
 
-static uint32_t limit_v2(const char *dir) {
+static uint64_t cpu_v2(const char *dir) {
     char line[64];
     int64_t quota, period;
 
     if (!read_line(dir, "cpu.max", line, sizeof line) ||
         sscanf(line, "%" SCNd64 " %" SCNd64, &quota, &period) != 2) /* "max 100000" is none */
-        return UINT32_MAX;
+        return UINT64_MAX;
     return cpus(quota, period);
 }
 
-static uint32_t limit_v1(const char *dir) {
+static uint64_t cpu_v1(const char *dir) {
     char line[64];
     int64_t quota, period;
 
@@ -51,20 +50,44 @@ static uint32_t limit_v1(const char *dir) {
         sscanf(line, "%" SCNd64, &quota) != 1 ||
         !read_line(dir, "cpu.cfs_period_us", line, sizeof line) ||
         sscanf(line, "%" SCNd64, &period) != 1)
-        return UINT32_MAX; /* quota -1 is none */
+        return UINT64_MAX; /* quota -1 is none */
     return cpus(quota, period);
 }
 
+/* Bytes in a file; "max", and the number v1 means by it, are no limit worth the name. */
+static uint64_t bytes_in(const char *dir, const char *name) {
+    char line[64];
+    uint64_t n;
+
+    if (!read_line(dir, name, line, sizeof line) || sscanf(line, "%" SCNu64, &n) != 1)
+        return UINT64_MAX;
+    return n;
+}
+
+static uint64_t memory_v2(const char *dir) {
+    return bytes_in(dir, "memory.max");
+}
+
+static uint64_t memory_v1(const char *dir) {
+    return bytes_in(dir, "memory.limit_in_bytes");
+}
+
+/* What a controller limits, and how to read it of one directory. */
+struct kind {
+    const char *controller;
+    uint64_t (*v2)(const char *dir), (*v1)(const char *dir);
+};
+
 /* The tightest limit of @group and its parents, up to the mount point @mount itself. */
-static uint32_t limit_up(const char *mount, const char *group, uint32_t (*limit)(const char *)) {
+static uint64_t limit_up(const char *mount, const char *group, uint64_t (*limit)(const char *)) {
     char dir[PATH_MAX];
     size_t n_mount = strlen(mount);
-    uint32_t least = UINT32_MAX;
+    uint64_t least = UINT64_MAX;
 
     if (snprintf(dir, sizeof dir, "%s%s", mount, group) >= (int)sizeof dir)
         return least;
     for (;;) {
-        uint32_t l = limit(dir);
+        uint64_t l = limit(dir);
         char *slash = strrchr(dir + n_mount, '/');
 
         least = l < least ? l : least;
@@ -74,53 +97,77 @@ static uint32_t limit_up(const char *mount, const char *group, uint32_t (*limit)
     }
 }
 
-/* Is "cpu" one of the comma-separated controllers? */
-static bool has_cpu(const char *list) {
+/* Is @name one of the comma-separated controllers? */
+static bool has_controller(const char *list, const char *name) {
+    size_t n = strlen(name);
+
     for (const char *p = list; p; p = strchr(p, ',') ? strchr(p, ',') + 1 : NULL)
-        if (strcmp(p, "cpu") == 0 || strncmp(p, "cpu,", 4) == 0)
+        if (strncmp(p, name, n) == 0 && (p[n] == '\0' || p[n] == ','))
             return true;
     return false;
 }
 
 /* One line of /proc/self/cgroup, "id:controllers:path"; v2 is id 0 without controllers. */
-static uint32_t limit_line(const char *root, char *line) {
+static uint64_t limit_line(const char *root, const struct kind *kind, char *line) {
     char mount[PATH_MAX];
     char *list = strchr(line, ':'), *group = list ? strchr(list + 1, ':') : NULL;
 
     if (!group)
-        return UINT32_MAX;
+        return UINT64_MAX;
     *list++ = '\0';
     *group++ = '\0';
     group[strcspn(group, "\n")] = '\0';
 
     if (strcmp(line, "0") == 0 && !*list) {
-        uint32_t a, b;
+        uint64_t a, b;
 
         snprintf(mount, sizeof mount, "%s/sys/fs/cgroup", root);
-        a = limit_up(mount, group, limit_v2);
+        a = limit_up(mount, group, kind->v2);
         snprintf(mount, sizeof mount, "%s/sys/fs/cgroup/unified", root); /* hybrid */
-        b = limit_up(mount, group, limit_v2);
+        b = limit_up(mount, group, kind->v2);
         return a < b ? a : b;
     }
-    if (!has_cpu(list))
-        return UINT32_MAX;
+    if (!has_controller(list, kind->controller))
+        return UINT64_MAX;
     snprintf(mount, sizeof mount, "%s/sys/fs/cgroup/%s", root, list);
-    return limit_up(mount, group, limit_v1);
+    return limit_up(mount, group, kind->v1);
 }
 
-uint32_t quota_cpu(const char *root) {
+/* The tightest limit of this process's groups; UINT64_MAX: none. */
+static uint64_t tightest(const char *root, const struct kind *kind) {
     char path[PATH_MAX], line[PATH_MAX];
     AUTO(fclose) FILE *f = NULL;
-    uint32_t least = UINT32_MAX;
+    uint64_t least = UINT64_MAX;
 
     if (snprintf(path, sizeof path, "%s/proc/self/cgroup", root) >= (int)sizeof path)
-        return 0;
+        return least;
     f = fopen(path, "re");
     while (f && fgets(line, sizeof line, f)) {
-        uint32_t l = limit_line(root, line);
+        uint64_t l = limit_line(root, kind, line);
 
         least = l < least ? l : least;
     }
+    return least;
+}
 
-    return least == UINT32_MAX ? 0 : least;
+uint32_t quota_cpu(const char *root) {
+    static const struct kind kind = { "cpu", cpu_v2, cpu_v1 };
+    uint64_t n = tightest(root, &kind);
+
+    return n < UINT32_MAX ? (uint32_t)n : 0;
+}
+
+uint64_t quota_memory(const char *root) {
+    static const struct kind kind = { "memory", memory_v2, memory_v1 };
+    uint64_t least = tightest(root, &kind), free_kib;
+    char path[PATH_MAX], line[256];
+    AUTO(fclose) FILE *f = NULL;
+
+    if (snprintf(path, sizeof path, "%s/proc/meminfo", root) >= (int)sizeof path)
+        return least;
+    f = fopen(path, "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %" SCNu64, &free_kib) == 1 && free_kib < least / 1024)
+            least = free_kib * 1024;
+    return least;
 }

@@ -2,10 +2,10 @@
 #pragma once
 
 /*
- * quota - how many CPUs the control group pays for
+ * quota - how many CPUs and how much memory the control group pays for
  *
- * Source: Documentation/admin-guide/cgroup-v2.rst (cpu.max) and scheduler/sched-bwc.rst
- *         (cpu.cfs_quota_us) of the Linux kernel.
+ * Source: Documentation/admin-guide/cgroup-v2.rst (cpu.max, memory.max), scheduler/sched-bwc.rst
+ *         (cpu.cfs_quota_us) and cgroup-v1/memory.rst (memory.limit_in_bytes) of the Linux kernel.
  */
 
 #include <stdint.h>
@@ -14,3 +14,7 @@
  * CPUs, rounded up. @root: "", or a directory that stands for "/" in tests.
  * Return: CPUs, 0: no limit, or none that can be read. */
 uint32_t quota_cpu(const char *root);
+
+/* Bytes of memory to be had: free or free at once, and no more than the control groups allow in
+ * all. UINT64_MAX: not known. */
+uint64_t quota_memory(const char *root);

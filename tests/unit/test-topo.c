@@ -244,6 +244,25 @@ static void test_quota_v2_parents(void **state) {
     assert_int_equal(quota_cpu(fake_root), 2);
 }
 
+/* What is free, and no more than the group and its parents may use. */
+static void test_quota_memory(void **state) {
+    assert_true(quota_memory(fake_root) == UINT64_MAX);
+    put("proc/meminfo", "MemTotal:  24000000 kB\nMemFree:  10 kB\nMemAvailable:   2048 kB\n");
+    assert_int_equal(quota_memory(fake_root), 2 << 20);
+    put("proc/self/cgroup", "0::/a/b\n");
+    put("sys/fs/cgroup/a/b/memory.max", "max\n");
+    assert_int_equal(quota_memory(fake_root), 2 << 20);
+    put("sys/fs/cgroup/a/memory.max", "1048576\n");
+    assert_int_equal(quota_memory(fake_root), 1 << 20);
+    put("sys/fs/cgroup/a/memory.max", "104857600\n");
+    assert_int_equal(quota_memory(fake_root), 2 << 20);
+    put("proc/self/cgroup", "5:cpu:/a\n4:memory:/docker/id\n0::/\n");
+    put("sys/fs/cgroup/memory/docker/id/memory.limit_in_bytes", "9223372036854771712\n");
+    assert_int_equal(quota_memory(fake_root), 2 << 20);
+    put("sys/fs/cgroup/memory/docker/memory.limit_in_bytes", "4096\n");
+    assert_int_equal(quota_memory(fake_root), 4096);
+}
+
 static void test_quota_v1(void **state) {
     (void)state;
     put("proc/self/cgroup", "5:cpuset:/z\n4:cpu,cpuacct:/docker/id\n1:name=systemd:/\n0::/\n");
@@ -281,6 +300,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_quota_absent, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota_v2, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota_v2_parents, make_root, remove_root),
+        cmocka_unit_test_setup_teardown(test_quota_memory, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota_v1, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota_hybrid, make_root, remove_root),
     };
