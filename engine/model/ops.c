@@ -73,7 +73,7 @@ void ops_each(struct ops *ops, uint32_t n_item, size_t cost, ops_item_fn *fn, vo
         pool_slice(n_item, 1, w, ops->n_worker, &begin, &ops->cursor[w].end);
         atomic_store_explicit(&ops->cursor[w].next, begin, memory_order_relaxed);
     }
-    pool_run(ops->pool, run_items, &run);
+    pool_share(ops->pool, run_items, &run);
 }
 
 /* ---- activations ---- */
@@ -151,6 +151,18 @@ struct kern_rows ops_act_rows(const struct ops_act *x, uint32_t first, uint32_t 
 
 /* ---- products ---- */
 
+void ops_mat_row(const struct kern *k, const struct ops_mat *m, uint32_t row, float *ret) {
+    const uint8_t *data = m->data;
+
+    if (m->pack) {
+        uint32_t i = row % m->pack->n_row;
+
+        m->pack->decode_row(data + (row - i) * m->stride, i, m->n_col, ret);
+    } else {
+        k->decode[m->fmt](data + row * m->stride, ret, m->n_col);
+    }
+}
+
 struct ops_products {
     struct ops *ops;
     const struct ops_task *task;
@@ -158,7 +170,8 @@ struct ops_products {
 };
 
 static bool use_blas(const struct ops *ops, const struct ops_task *t) {
-    return ops->blas && !t->no_blas && t->w.fmt <= QUANT_BF16 && t->x.n_row >= OPS_BLAS_ROWS;
+    return ops->blas && !t->no_blas && t->w.fmt <= QUANT_BF16 && !t->w.pack &&
+           t->x.n_row >= OPS_BLAS_ROWS;
 }
 
 /* Weight bytes and arithmetic of one output row, in bytes streamed: a core multiplies about four
@@ -175,7 +188,9 @@ static void mul_rows(const struct ops *ops, const struct ops_task *t, const stru
     const uint8_t *rows = (const uint8_t *)w->data + begin * w->stride;
     float *scratch = ops_scratch(ops, worker);
 
-    if (!use_blas(ops, t)) {
+    if (w->pack) {
+        w->pack->mul(rows, w->stride, n, w->n_col, &t->x, y + begin, t->y_stride);
+    } else if (!use_blas(ops, t)) {
         kern_mul_fn *mul = ops->exact ? k->mul_exact[w->fmt] : k->mul[w->fmt];
 
         mul(rows, w->stride, n, w->n_col, &t->x, y + begin, t->y_stride);
@@ -221,6 +236,20 @@ static void mul_item(void *arg, uint32_t item, uint32_t worker) {
     }
 }
 
+/* Output rows an item has a multiple of: whole groups, which are powers of two, of both matrices. */
+static uint32_t row_step(const struct ops_task *t) {
+    const struct ops_mat *both[] = { &t->w, &t->w2 };
+    uint32_t step = OPS_STEP;
+
+    for (size_t i = 0; i < sizeof both / sizeof *both; i++) {
+        uint32_t n = both[i]->pack ? both[i]->pack->n_row : 1;
+
+        assert((n & (n - 1)) == 0 && t->w.n_out % n == 0);
+        step = n > step ? n : step;
+    }
+    return step;
+}
+
 void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n) {
     struct ops_products p = { .ops = ops, .task = task, .n = n };
     size_t total = 0;
@@ -236,9 +265,10 @@ void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n) {
         want = OPS_ITEM_MIN;
     for (uint32_t i = 0; i < n; i++) {
         struct ops_task *t = &task[i];
-        size_t slab = round_up(want / row_cost(t) + 1, OPS_STEP);
+        uint32_t step = row_step(t);
+        size_t slab = round_up(want / row_cost(t) + 1, step);
 
-        t->slab = (uint32_t)(slab < t->w.n_out ? slab : round_up(t->w.n_out, OPS_STEP));
+        t->slab = (uint32_t)(slab < t->w.n_out ? slab : round_up(t->w.n_out, step));
         if (use_blas(ops, t))
             t->slab = OPS_BLAS_SLAB;
         t->first = n_item;

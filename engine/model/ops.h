@@ -42,8 +42,8 @@ struct ops {
     size_t n_scratch;
 };
 
-/* @n_scratch: floats of scratch a worker, for the largest of what is asked of it.
- * Return: 0, or -ENOMEM when @a does not hold it. */
+/* @n_scratch: floats of scratch a worker, for the largest of what is asked of it. Return: 0 or -ENOMEM when
+ * @a does not hold it. */
 int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, size_t n_scratch,
              struct arena *a);
 
@@ -63,13 +63,18 @@ float *ops_scratch(const struct ops *ops, uint32_t worker);
 
 /* ---- matrices ---- */
 
-/* y[o] = sum_i w[o][i] * x[i]; rows lie @stride bytes apart */
+/* y[o] = sum_i w[o][i] * x[i]; rows lie @stride bytes apart. When they are packed, each n_row of
+ * them share n_row * stride bytes, n_out is a multiple of n_row, and .exact has no kernel for it. */
 struct ops_mat {
     const void *data;
     size_t stride;
     uint32_t n_out, n_col;
     enum quant_fmt fmt;
+    const struct kern_pack *pack; /* NULL: as in the file */
 };
+
+/* Row @row of @m to f32 [n_col]. */
+void ops_mat_row(const struct kern *k, const struct ops_mat *m, uint32_t row, float *ret);
 
 /* Forms of activations. */
 enum { OPS_F32 = 1, OPS_Q8 = 2 };
