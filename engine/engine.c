@@ -342,6 +342,7 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         .n_batch = opt->n_batch ? opt->n_batch : ENGINE_N_BATCH,
         .kv_fmt = opt->kv_fmt,
         .exact = opt->exact,
+        .no_pack = opt->no_pack,
     };
     r = e->path ? engine_init_lock(e) : err_new(-ENOMEM);
     if (r == 0)

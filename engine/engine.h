@@ -51,6 +51,7 @@ struct engine_options {
     uint32_t n_queue;      /* generations waiting at most, and text jobs as many; 0: 64 */
     enum quant_fmt kv_fmt; /* QUANT_F16 or QUANT_F32 */
     bool exact;
+    bool no_pack; /* weights stay as in the file */
 };
 
 /* Return: 0 or -errno; a bad file is reported by ENGINE_FAILED. */
@@ -133,7 +134,7 @@ struct engine_queue {
  */
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *ret_job,
                   struct engine_queue *ret_queue, struct why *why);
-/* Ends the job within one layer of one step; its ENGINE_DONE still comes. Ignores unknown ids. */
+/* Ends the job within one layer of one step; its ENGINE_DONE still comes. Unknown ids are ignored. */
 void engine_cancel(struct engine *e, uint64_t job);
 /* Hold a sequence at its next token, or let it go on. While it holds, nothing else runs in its
  * slot. */

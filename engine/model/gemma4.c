@@ -2,11 +2,14 @@
 #include "engine/model/gemma4.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/log.h"
+#include "engine/hw/quota.h"
 #include "engine/model/model-arch.h"
 #include "engine/model/ops.h"
 #include "engine/moe/group.h"
@@ -22,8 +25,8 @@
  *           x *= output scale
  *   logits = softcap(head * rms(x))
  *
- * A step is a row of phases; rows of different sequences and positions go through them together,
- * and every phase computes a row from that row alone, so a row's result does not depend on others.
+ * A step is a row of phases; rows of different sequences and positions go through them together, and
+ * every phase computes a row from that row alone, so a row's result does not depend on the others.
  *
  * Source: Gemma 4 as published by Google in Hugging Face transformers; tensor names after GGUF.
  */
@@ -95,8 +98,10 @@ struct binder {
     const struct gguf *gguf;
     struct arena *arena;
     struct why *why;
-    int layer; /* -1: names are whole */
-    int r;     /* first failure; everything after it is skipped */
+    bool pack;         /* plan to pack what can be */
+    uint32_t n_in_one; /* matrices one below the other in a tensor */
+    int layer;         /* -1: names are whole */
+    int r;             /* first failure; everything after it is skipped */
 };
 
 static const struct tensor *find(struct binder *b, const char *name, uint64_t ne0, uint64_t ne1,
@@ -142,11 +147,12 @@ static size_t mat(struct binder *b, const char *name, uint32_t n_col, uint32_t n
                        quant_info(t->fmt)->name);
         return 0;
     }
-    *ret = (struct ops_mat){ .data = t->data,
-                             .stride = quant_row_size(t->fmt, n_col),
-                             .n_out = n_out,
-                             .n_col = n_col,
-                             .fmt = t->fmt };
+    *ret = (struct ops_mat){
+        .stride = quant_row_size(t->fmt, n_col), .n_out = n_out, .n_col = n_col, .fmt = t->fmt
+    };
+    if (b->pack)
+        b->r = weights_plan(&b->g->model.weights, t, n_out / b->n_in_one, &k->pack[t->fmt]);
+    ret->data = weights_at(&b->g->model.weights, t, &ret->pack);
 
     return ret->stride * n_out;
 }
@@ -194,8 +200,10 @@ static void bind_experts(struct binder *b, struct layer *l) {
     l->exp_down_size = mat(b, "ffn_down_exps.weight", ff, d, n, false, &l->exp_down);
 
     /* gate and up of an expert in one matrix, gate first, or in two */
+    b->n_in_one = 2;
     size_t size = mat(b, "ffn_gate_up_exps.weight", d, 2 * ff, n, true, &l->exp_gate);
 
+    b->n_in_one = 1;
     if (size) {
         l->exp_gate.n_out = ff;
         l->exp_up = l->exp_gate;
@@ -387,6 +395,7 @@ static struct model *gemma4_free(struct model *m) {
     if (g) {
         arena_deinit(&g->memory);
         arena_deinit(&g->weights);
+        weights_deinit(&g->model.weights);
         free(g);
     }
     return NULL;
@@ -397,18 +406,43 @@ static inline void auto_gemma4_free(struct gemma4 **g) {
         (void)gemma4_free(&(*g)->model);
 }
 
-/* Weights are bound, and vectors converted, in an arena of exactly their size. */
-static int init_weights(struct gemma4 *g, const struct gguf *gguf, struct why *why) {
-    struct arena measure;
-    struct binder b = { .g = g, .gguf = gguf, .arena = &measure, .why = why };
+/* Room for packed weights, unless memory is too short for them. */
+static int map_weights(struct gemma4 *g, uint64_t reserve, struct why *why) {
+    uint64_t size = g->model.weights.size, room = quota_memory("");
     int r;
 
+    room = room > reserve ? room - reserve : 0;
+    r = weights_map(&g->model.weights, room);
+    if (r < 0)
+        return why_set(why, err_up(r), "no memory for %" PRIu64 " bytes of weights", size);
+    if (r == WEIGHTS_LARGE)
+        log_debug("model",
+                  "weights are not packed: they take %" PRIu64 " bytes, %" PRIu64 " are free", size,
+                  room);
+    return 0;
+}
+
+/* Weights are bound, and vectors converted, in an arena of exactly their size. */
+static int init_weights(struct gemma4 *g, const struct gguf *gguf, const struct model_options *opt,
+                        struct why *why) {
+    struct arena measure;
+    struct binder b = { .g = g, .gguf = gguf, .arena = &measure, .why = why, .n_in_one = 1 };
+    int r;
+
+    r = weights_init(&g->model.weights, gguf);
+    if (r != 0)
+        return err_up(r);
+    b.pack = !opt->exact && !opt->no_pack;
     arena_measure(&measure);
     bind(&b);
     if (b.r != 0)
         return b.r;
     if (measure.failed)
         return why_set(why, err_new(-ENOMEM), "the weights' sizes overflow memory");
+    r = map_weights(g, opt->reserve, why);
+    if (r != 0)
+        return err_up(r);
+    b.pack = false;
     r = arena_init(&g->weights, measure.used, why);
     if (r != 0)
         return err_up(r);
@@ -459,7 +493,7 @@ static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const s
     g->ops.kern =
         kern; /* which formats have kernels, and what form they read, is all bind() asks */
     g->ops.exact = opt->exact;
-    r = init_weights(g, gguf, why);
+    r = init_weights(g, gguf, opt, why);
     if (r != 0)
         return err_up(r);
     r = init_step(g, kern, pool, opt, why);
@@ -525,8 +559,7 @@ static void embed(void *arg, uint32_t r, uint32_t worker) {
     const struct gemma4_conf *c = &g->conf;
     float *x = g->x + (size_t)r * c->n_embd, scale = (float)sqrt(c->n_embd);
 
-    g->ops.kern->decode[g->embd.fmt](
-        (const uint8_t *)g->embd.data + (size_t)g->row[r].tok * g->embd.stride, x, c->n_embd);
+    ops_mat_row(g->ops.kern, &g->embd, (uint32_t)g->row[r].tok, x);
     for (uint32_t i = 0; i < c->n_embd; i++)
         x[i] *= scale;
 }

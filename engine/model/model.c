@@ -34,6 +34,26 @@ static void describe(struct model_info *info, const struct gguf *g) {
                  (int)(n < sizeof info->name ? n : sizeof info->name - 1), s);
 }
 
+static void describe_packing(struct model_info *info, const struct gguf *g,
+                             const struct weights *w) {
+    uint64_t bytes[QUANT_FMT_N] = { 0 }, most = 0;
+
+    info->pack_bytes = w->size;
+    for (uint32_t i = 0; i < gguf_n_tensor(g); i++) {
+        const struct tensor *t = gguf_tensor_at(g, i);
+        const struct kern_pack *pack;
+
+        (void)weights_at(w, t, &pack);
+        if (!pack)
+            continue;
+        bytes[t->fmt] += t->size;
+        if (bytes[t->fmt] > most) {
+            most = bytes[t->fmt];
+            snprintf(info->layout, sizeof info->layout, "%s", pack->layout);
+        }
+    }
+}
+
 int model_new(struct model **ret_model, const struct gguf *g, const struct kern *kern,
               struct pool *pool, const struct model_options *opt, struct why *why) {
     const struct model_arch *arch = NULL;
@@ -61,14 +81,22 @@ int model_new(struct model **ret_model, const struct gguf *g, const struct kern 
     m->arch = arch;
     m->n_batch = opt->n_batch;
     m->n_out = opt->n_out;
+    m->pool = pool;
     snprintf(m->info.arch, sizeof m->info.arch, "%s", arch->name);
     describe(&m->info, g);
+    describe_packing(&m->info, g, &m->weights);
     *ret_model = m;
     return 0;
 }
 
 struct model *model_free(struct model *m) {
     return m ? m->arch->free(m) : NULL;
+}
+
+int model_load(struct model *m, const struct weights_load *load, struct why *why) {
+    int r = weights_load(&m->weights, m->pool, load, why);
+
+    return r == WEIGHTS_STOPPED ? MODEL_STOPPED : err_up(r);
 }
 
 const struct model_info *model_info(const struct model *m) {

@@ -7,7 +7,8 @@
  * One table, model_archs[], lists the known architectures; gemma4.c is one row of it.
  *
  * Owner:   the engine thread. model_step() runs the pool.
- * Memory:  weights stay in the file's mapping; step memory is one arena, sized at model_new().
+ * Memory:  weights are packed once, as they are read, or stay in the file's mapping: see weights.h;
+ *          step memory is one arena, sized at model_new().
  */
 
 #include <stdatomic.h>
@@ -20,6 +21,7 @@
 #include "engine/hw/pool.h"
 #include "engine/kern/kern.h"
 #include "engine/kv/kvcache.h"
+#include "engine/model/weights.h"
 
 struct model;
 
@@ -34,8 +36,11 @@ struct model_options {
     uint32_t n_ctx;   /* context to serve, 0: the trained one */
     uint32_t n_batch; /* rows of a step at most */
     uint32_t n_out;   /* rows of a step that may ask for logits at most */
-    bool exact;       /* float activations everywhere */
+    bool exact;       /* float activations everywhere; then weights stay as in the file */
     bool no_blas;     /* never call OpenBLAS */
+    bool no_pack;     /* weights stay as in the file */
+    uint64_t reserve; /* bytes of memory the caller will use besides: when packed weights and this
+                         are more than is free, weights stay as in the file */
 };
 
 struct model_info {
@@ -49,6 +54,8 @@ struct model_info {
     uint64_t weight_bytes; /* of all tensors */
     uint64_t token_bytes;  /* weight bytes one decoded token reads */
     uint64_t step_bytes;   /* step memory */
+    uint64_t pack_bytes;   /* of packed weights; 0: all stay as in the file */
+    char layout[32];       /* byte order most packed bytes are in, or "" */
 };
 
 /**
@@ -63,6 +70,9 @@ int model_new(struct model **ret_model, const struct gguf *g, const struct kern 
               struct pool *pool, const struct model_options *opt, struct why *why);
 struct model *model_free(struct model *m);
 AUTO_DEFINE(struct model *, model_free)
+
+/* Read the weights; before the first step. Return: 0, MODEL_STOPPED, or -errno with @why. */
+int model_load(struct model *m, const struct weights_load *load, struct why *why);
 
 const struct model_info *model_info(const struct model *m);
 

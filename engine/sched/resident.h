@@ -4,9 +4,10 @@
 /*
  * resident - a model file, open, in memory, and everything that computes with it
  *
- * Loading opens the file and checks all of it first, then pages it in, so that a bad file fails at
- * once and a good one answers its first prompt without waiting for the disk. Pages are not locked:
- * under memory pressure the kernel may drop them, and they come back from the file.
+ * Loading opens the file and checks all of it first, then reads it, so that a bad file fails at
+ * once and a good one answers its first prompt without waiting for the disk. Weights are packed as
+ * they are read; where memory is too short for that they stay in the file's mapping, whose pages
+ * the kernel may drop under pressure, and they come back from the file.
  *
  * Owner:   the engine thread makes and frees it and runs the model; once made, any thread may read
  *          the vocabulary, the defaults and model_info().
@@ -43,6 +44,7 @@ struct resident_options {
     uint32_t n_batch;  /* >= 1 */
     enum quant_fmt kv_fmt;
     bool exact;
+    bool no_pack; /* weights stay as in the file */
 };
 
 struct resident {
@@ -61,16 +63,14 @@ struct resident {
     size_t n_template;
 };
 
-/* Called a few times a second with bytes read so far, from the loading thread. */
-typedef void resident_progress_fn(void *arg, uint64_t done, uint64_t total);
+typedef weights_progress_fn resident_progress_fn;
 
 /**
  * resident_new() - load; the calling thread becomes worker 0 of the pool
- * @stop:       checked between steps of loading and every RESIDENT_CHUNK bytes
+ * @stop:       checked between steps of loading and every WEIGHTS_CHUNK bytes
  *
  * Return: 0, RESIDENT_BAD, RESIDENT_STOPPED, or -errno with @why filled.
  */
-enum { RESIDENT_CHUNK = 16 << 20 };
 int resident_new(struct resident **ret_r, const struct resident_options *opt,
                  resident_progress_fn *progress, void *arg, const atomic_bool *stop,
                  struct why *why);

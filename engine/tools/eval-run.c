@@ -39,9 +39,12 @@ int eval_model_open(struct eval *e, bool exact, uint32_t n_ctx, struct eval_mode
                                  .n_batch = ret->n_batch,
                                  .n_out = ret->n_batch,
                                  .exact = exact,
-                                 .no_blas = a->no_blas };
+                                 .no_blas = a->no_blas,
+                                 .no_pack = a->no_pack };
+    static const struct weights_load whole;
 
-    if (model_new(&ret->model, e->gguf, &e->kern, e->pool, &opt, &e->why) != 0)
+    if (model_new(&ret->model, e->gguf, &e->kern, e->pool, &opt, &e->why) != 0 ||
+        model_load(ret->model, &whole, &e->why) != 0)
         return EVAL_FAILED;
     model_kv_shape(ret->model, 1, a->kv, &shape);
     ret->row = calloc(ret->n_batch, sizeof *ret->row);

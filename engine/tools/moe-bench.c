@@ -23,9 +23,9 @@ static const char usage_text[] =
     "\n"
     "Times loading, prompt evaluation of one sequence, and decoding of several sequences at once.\n"
     "Token ids are random, the same in every run, so that all experts are used. Rates are tokens\n"
-    "per second over all sequences: the median of the repeats, with the slowest and the fastest,\n"
-    "and the median per second of CPU time. Of what memory can deliver, measured before and\n"
-    "after, the share is shown that the weights of a lone sequence took.\n"
+    "per second over all sequences: the median of the repeats, with the slowest and the fastest, and\n"
+    "the median per second of CPU time. Of what memory can deliver, measured before and after, the\n"
+    "share is shown that the weights of a lone sequence took.\n"
     "\n"
     "  -p, --prompt N     prompt tokens; 0: do not time prompts (512)\n"
     "  -n, --gen N        tokens decoded by each sequence; 0: do not time decoding (64)\n"
@@ -37,6 +37,7 @@ static const char usage_text[] =
     "      --kv f16|f32   format of the key/value cache (f16)\n"
     "      --exact        float activations everywhere\n"
     "      --no-blas      never call OpenBLAS\n"
+    "      --no-pack      weights stay as in the file\n"
     "      --json         one JSON object instead of the table\n"
     "      --help, --version\n";
 
@@ -47,7 +48,7 @@ struct args {
     uint32_t prompt, gen, depth, threads, repeat, step;
     uint32_t batch[BATCH_MAX], n_batch;
     enum quant_fmt kv;
-    bool exact, no_blas, json;
+    bool exact, no_blas, no_pack, json;
 };
 
 /* Tokens per second, one a repeat, and the same per second of CPU time. */
@@ -217,12 +218,15 @@ static int load(struct bench *b) {
         .n_out = n_seq,
         .exact = a->exact,
         .no_blas = a->no_blas,
+        .no_pack = a->no_pack,
     };
+    static const struct weights_load whole;
     struct kv_shape shape;
     double begin = now_sec(CLOCK_MONOTONIC);
 
     if (gguf_open(&b->gguf, a->model, &b->why) != 0 ||
-        model_new(&b->model, b->gguf, &b->kern, b->pool, &opt, &b->why) != 0)
+        model_new(&b->model, b->gguf, &b->kern, b->pool, &opt, &b->why) != 0 ||
+        model_load(b->model, &whole, &b->why) != 0)
         return BENCH_FAILED;
     model_kv_shape(b->model, n_seq, a->kv, &shape);
     if (shape.n_batch < longest)
@@ -327,7 +331,12 @@ static void print_table(const struct bench *b) {
            quant_info(b->args->kv)->name, b->args->depth);
 
     printf("load            %9.3f s\n", b->load_sec);
-    printf("peak memory     %9.3f GB\n", (double)b->peak_rss / 1e9);
+    if (m->pack_bytes)
+        printf("packed weights  %9.3f GB, most as %s\n", (double)m->pack_bytes / 1e9, m->layout);
+    else
+        printf("packed weights       none\n");
+    printf("peak memory     %9.3f GB, %.3f of weights and cache\n", (double)b->peak_rss / 1e9,
+           (double)b->peak_rss / (double)(m->weight_bytes + kvcache_n_byte(b->kv)));
     printf("weights a token %9.3f GB\n", (double)m->token_bytes / 1e9);
     printf("memory reads    %9.2f GB/s before, %.2f after\n\n", b->read_before / 1e9,
            b->read_after / 1e9);
@@ -405,6 +414,8 @@ static void print_json(const struct bench *b) {
     put_int(o, "depth", b->args->depth);
     put_int(o, "step", b->args->step);
     put_num(o, "load_sec", b->load_sec);
+    put_int(o, "pack_bytes", model_info(b->model)->pack_bytes);
+    put_str(o, "layout", model_info(b->model)->layout);
     put_int(o, "peak_rss_bytes", b->peak_rss);
     put_num(o, "read_before_bytes_per_sec", b->read_before);
     put_num(o, "read_after_bytes_per_sec", b->read_after);
@@ -467,16 +478,24 @@ static void parse_batch(struct args *a, const char *s) {
     }
 }
 
-enum { OPT_KV = 256, OPT_EXACT, OPT_NO_BLAS, OPT_JSON, OPT_HELP, OPT_VERSION };
+enum { OPT_KV = 256, OPT_EXACT, OPT_NO_BLAS, OPT_NO_PACK, OPT_JSON, OPT_HELP, OPT_VERSION };
 
 static const struct option options[] = {
-    { "prompt", required_argument, NULL, 'p' },    { "gen", required_argument, NULL, 'n' },
-    { "batch", required_argument, NULL, 'b' },     { "depth", required_argument, NULL, 'd' },
-    { "threads", required_argument, NULL, 't' },   { "repeat", required_argument, NULL, 'r' },
-    { "step", required_argument, NULL, 's' },      { "kv", required_argument, NULL, OPT_KV },
-    { "exact", no_argument, NULL, OPT_EXACT },     { "no-blas", no_argument, NULL, OPT_NO_BLAS },
-    { "json", no_argument, NULL, OPT_JSON },       { "help", no_argument, NULL, OPT_HELP },
-    { "version", no_argument, NULL, OPT_VERSION }, { 0 },
+    { "prompt", required_argument, NULL, 'p' },
+    { "gen", required_argument, NULL, 'n' },
+    { "batch", required_argument, NULL, 'b' },
+    { "depth", required_argument, NULL, 'd' },
+    { "threads", required_argument, NULL, 't' },
+    { "repeat", required_argument, NULL, 'r' },
+    { "step", required_argument, NULL, 's' },
+    { "kv", required_argument, NULL, OPT_KV },
+    { "exact", no_argument, NULL, OPT_EXACT },
+    { "no-blas", no_argument, NULL, OPT_NO_BLAS },
+    { "no-pack", no_argument, NULL, OPT_NO_PACK },
+    { "json", no_argument, NULL, OPT_JSON },
+    { "help", no_argument, NULL, OPT_HELP },
+    { "version", no_argument, NULL, OPT_VERSION },
+    { 0 },
 };
 
 static void parse_one(struct args *a, int opt) {
@@ -491,6 +510,7 @@ static void parse_one(struct args *a, int opt) {
     case 's':         a->step = number("step", optarg, 1, 4096); break;
     case OPT_EXACT:   a->exact = true; break;
     case OPT_NO_BLAS: a->no_blas = true; break;
+    case OPT_NO_PACK: a->no_pack = true; break;
     case OPT_JSON:    a->json = true; break;
     case OPT_KV:
         if (strcmp(optarg, "f16") != 0 && strcmp(optarg, "f32") != 0)

@@ -36,6 +36,7 @@ static const char usage_text[] =
     "  --batch N              tokens a step (128)\n"
     "  --ctx N                context (as long as the input needs)\n"
     "  --no-blas              never call OpenBLAS\n"
+    "  --no-pack              weights stay as in the file\n"
     "  --help, --version\n";
 
 enum {
@@ -59,6 +60,7 @@ enum {
     OPT_BATCH,
     OPT_CTX,
     OPT_NO_BLAS,
+    OPT_NO_PACK,
     OPT_HELP,
     OPT_VERSION,
 };
@@ -84,6 +86,7 @@ static const struct option options[] = {
     { "batch", required_argument, NULL, OPT_BATCH },
     { "ctx", required_argument, NULL, OPT_CTX },
     { "no-blas", no_argument, NULL, OPT_NO_BLAS },
+    { "no-pack", no_argument, NULL, OPT_NO_PACK },
     { "help", no_argument, NULL, OPT_HELP },
     { "version", no_argument, NULL, OPT_VERSION },
     { 0 },
@@ -132,6 +135,7 @@ static void parse_one(struct eval_args *a, int opt, const char *arg) {
     case OPT_BATCH:          a->batch = number("batch", optarg, 1, 4096); break;
     case OPT_CTX:            a->ctx = number("ctx", optarg, 1, 1 << 24); break;
     case OPT_NO_BLAS:        a->no_blas = true; break;
+    case OPT_NO_PACK:        a->no_pack = true; break;
     case OPT_KV:
         if (strcmp(optarg, "f16") != 0 && strcmp(optarg, "f32") != 0)
             usage_error("--kv takes f16 or f32, not \"%s\"", optarg);

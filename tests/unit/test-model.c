@@ -12,6 +12,8 @@
 
 #include "engine/model/model.h"
 
+#include "test-pack.h"
+
 #define assert_near(a_, b_, tol_) assert_true(fabs((double)(a_) - (double)(b_)) <= (tol_))
 
 /* Models come from tests/mk-model.py; MK_MODEL is the command. What they compute is compared with
@@ -21,7 +23,10 @@
 enum { N_TOK = 40, N_CTX = 128, N_BATCH = 40, N_SEQ = 3 };
 
 static char dir[] = "/tmp/test-model-XXXXXX";
-static struct kern kern;
+static struct kern kern;                 /* of this CPU, with its packings */
+static struct kern native;               /* without any */
+static struct kern rows;                 /* with those of test-pack.h */
+static const struct kern *bound = &kern; /* what models are made with */
 static struct topo *topo;
 
 /* @args: SHAPE MIX, and @more: options */
@@ -47,6 +52,7 @@ static struct model_options options(void) {
 
 static int try_model(struct setup *s, const char *name, uint32_t n_worker,
                      const struct model_options *opt, struct why *why) {
+    static const struct weights_load whole;
     char path[256];
     int r;
 
@@ -56,7 +62,8 @@ static int try_model(struct setup *s, const char *name, uint32_t n_worker,
     r = gguf_open(&s->gguf, path, why);
     assert_int_equal(r, 0);
 
-    return model_new(&s->model, s->gguf, &kern, s->pool, opt, why);
+    r = model_new(&s->model, s->gguf, bound, s->pool, opt, why);
+    return r == 0 ? model_load(s->model, &whole, why) : r;
 }
 
 static void tear_down(struct setup *s) {
@@ -176,12 +183,146 @@ static void same_bits(const char *name) {
     free(want);
 }
 
+/* Weights packed by test-pack.h are multiplied by the kernels for native ones: the same bits. */
+static void packed_bits(const char *name, uint64_t least) {
+    struct setup s;
+    float *a, *b;
+
+    bound = &native;
+    set_up(&s, name, 2, false);
+    size_t size = sizeof *a * N_TOK * model_info(s.model)->n_vocab;
+
+    assert_int_equal(model_info(s.model)->pack_bytes, 0);
+    a = alone(&s, 1, 16);
+    tear_down(&s);
+    bound = &rows;
+    for (uint32_t n_worker = 1; n_worker <= 3; n_worker++) {
+        set_up(&s, name, n_worker, false);
+        assert_true(model_info(s.model)->pack_bytes * 100 >=
+                    model_info(s.model)->weight_bytes * least);
+        assert_true(model_info(s.model)->pack_bytes < model_info(s.model)->weight_bytes);
+        b = alone(&s, 1, 16);
+        assert_memory_equal(a, b, size);
+        free(b);
+        tear_down(&s);
+    }
+    bound = &kern;
+    free(a);
+}
+
+static void test_packed_bits(void **state) {
+    packed_bits("odd", 40); /* the rest is float, or rows that make no groups */
+    packed_bits("tiny", 40);
+    packed_bits("tiny-dense", 95);
+    packed_bits("split", 40);
+}
+
+static double distance(const float *a, const float *b, size_t n) {
+    double diff = 0, sq = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)a[i] - (double)b[i];
+
+        diff += d * d;
+        sq += (double)b[i] * (double)b[i];
+    }
+    return sqrt(diff / sq);
+}
+
+/* The packings of this CPU sum in another order than its other kernels; what differs by a last bit
+ * may be quantised otherwise. So packed weights are as far from the float path as native ones are.
+ * A mixture may route otherwise too: the models are dense. */
+static void packed_near(const char *name) {
+    struct setup s;
+    float *exact, *plain, *packed;
+
+    set_up(&s, name, 2, true);
+    size_t n = (size_t)N_TOK * model_info(s.model)->n_vocab;
+
+    exact = alone(&s, 1, 16);
+    tear_down(&s);
+    bound = &native;
+    set_up(&s, name, 2, false);
+    plain = alone(&s, 1, 16);
+    tear_down(&s);
+    bound = &kern;
+    set_up(&s, name, 2, false);
+    packed = alone(&s, 1, 16);
+    tear_down(&s);
+
+    double want = distance(plain, exact, n), got = distance(packed, exact, n);
+
+    if (!(want > 0 && want < 0.1 && got < 1.25 * want))
+        fail_msg("%s: packed weights %g off, native ones %g", name, got, want);
+    free(exact);
+    free(plain);
+    free(packed);
+}
+
+static void test_packed_near(void **state) {
+    packed_near("tiny-dense");
+    packed_near("dense");
+}
+
+static void test_pack_options(void **state) {
+    struct model_options opt = options();
+    struct why why;
+    struct setup s;
+
+    bound = &rows;
+    for (int i = 0; i < 3; i++) {
+        opt = options();
+        opt.no_pack = i == 0;
+        opt.exact = i == 1;
+        opt.reserve = i == 2 ? UINT64_MAX : 0; /* more than there is */
+        assert_int_equal(try_model(&s, "tiny", 1, &opt, &why), 0);
+        assert_int_equal(model_info(s.model)->pack_bytes, 0);
+        assert_string_equal(model_info(s.model)->layout, "");
+        tear_down(&s);
+    }
+    opt = options();
+    assert_int_equal(try_model(&s, "tiny", 1, &opt, &why), 0);
+    assert_string_equal(model_info(s.model)->layout, TEST_PACK_LAYOUT);
+    tear_down(&s);
+    bound = &kern;
+}
+
+/* A load that is stopped says so; a file that was cut meanwhile is an error with a sentence. */
+static void test_load_ends(void **state) {
+    struct model_options opt = options();
+    atomic_bool stop = true;
+    const struct weights_load load = { .stop = &stop };
+    struct why why = { "" };
+    struct setup s;
+    char path[256];
+
+    bound = &rows;
+    assert_int_equal(try_model(&s, "tiny", 2, &opt, &why), 0);
+    assert_int_equal(model_load(s.model, &load, &why), MODEL_STOPPED);
+    tear_down(&s);
+
+    make("cut", "tiny q4_0", "");
+    assert_int_equal(try_model(&s, "cut", 2, &opt, &why), 0);
+    snprintf(path, sizeof path, "%s/cut.gguf", dir);
+    assert_int_equal(truncate(path, 100000), 0);
+    stop = false;
+    assert_true(model_load(s.model, &load, &why) < 0);
+    assert_non_null(strstr(why.text, "weight"));
+    tear_down(&s);
+    bound = &kern;
+}
+
 static void test_same_bits_mixed_formats(void **state) {
     same_bits("odd");
 }
 
 static void test_same_bits_float(void **state) {
     same_bits("f16");
+}
+
+static void test_same_bits_packed(void **state) {
+    same_bits("tiny");
+    same_bits("tiny-dense");
 }
 
 static void test_same_bits_dense(void **state) {
@@ -516,7 +657,13 @@ static int begin(void **state) {
     make("f16", "odd f16", "--untied");
     make("dense", "odd q8_0", "--dense");
     make("split", "odd mixed", "--split-experts");
+    make("tiny", "tiny mixed", "");
+    make("tiny-dense", "tiny q4_0", "--dense");
     kern_bind(&kern, kern_cpu());
+    native = rows = kern;
+    memset(native.pack, 0, sizeof native.pack);
+    memset(rows.pack, 0, sizeof rows.pack);
+    test_pack_use(&rows);
     return topo_new(&topo);
 }
 
@@ -534,6 +681,11 @@ int main(void) {
         cmocka_unit_test(test_same_bits_mixed_formats),
         cmocka_unit_test(test_same_bits_float),
         cmocka_unit_test(test_same_bits_dense),
+        cmocka_unit_test(test_same_bits_packed),
+        cmocka_unit_test(test_packed_bits),
+        cmocka_unit_test(test_packed_near),
+        cmocka_unit_test(test_pack_options),
+        cmocka_unit_test(test_load_ends),
         cmocka_unit_test(test_split_experts),
         cmocka_unit_test(test_truncate),
         cmocka_unit_test(test_layers),

@@ -1,0 +1,81 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * weights - where a model's matrices lie: in the file's mapping, or packed for the kernels
+ *
+ * Matrices are planned while they are bound; weights_map() then makes room for all that are packed.
+ * weights_load() reads them from the file, past the mapping, and packs slab by slab on all workers,
+ * so there is never a second copy of more than a slab a worker. What is not packed stays in the
+ * mapping and is paged in.
+ *
+ *   packed tensor:  groups of n_row rows, in the file's order; the rows of all experts are one
+ *                   sequence, since those of one expert are whole groups
+ *
+ * Owner:   the engine thread; read-only once loaded.
+ * Memory:  one anonymous mapping, huge pages where the kernel gives them; while loading, a slab a
+ *          worker besides.
+ */
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/base/err.h"
+#include "engine/fmt/gguf.h"
+#include "engine/hw/pool.h"
+#include "engine/kern/kern.h"
+
+enum {
+    WEIGHTS__OK,
+
+    WEIGHTS_STOPPED, /* *stop was seen */
+    WEIGHTS_LARGE,   /* weights_map(): more than was allowed; nothing will be packed */
+};
+
+enum {
+    WEIGHTS_SLAB = 2 << 20,   /* bytes of whole groups a worker reads and packs at once, about */
+    WEIGHTS_CHUNK = 16 << 20, /* bytes paged in at once */
+};
+
+struct weights_place {
+    const struct kern_pack *pack; /* NULL: in the file's mapping */
+    size_t at;                    /* bytes from the base */
+};
+
+struct weights {
+    const struct gguf *gguf;
+    struct weights_place *place; /* [n tensors] */
+    uint8_t *base;               /* NULL: nothing is packed */
+    size_t size;                 /* bytes of all packed tensors, with their padding */
+};
+
+/* @gguf: borrowed. Return: 0 or -ENOMEM. */
+int weights_init(struct weights *w, const struct gguf *gguf);
+/* Zero-initialised is fine. */
+void weights_deinit(struct weights *w);
+
+/* Plan to pack @t, matrices of @n_out rows, if @pack can. Return: 0 or -ENOMEM when the sizes
+ * overflow. */
+int weights_plan(struct weights *w, const struct tensor *t, uint32_t n_out,
+                 const struct kern_pack *pack);
+/* Make room for what was planned, unless that is more than @max bytes. Pages take memory as they
+ * are filled. Return: 0, WEIGHTS_LARGE, or -ENOMEM. */
+int weights_map(struct weights *w, uint64_t max);
+/* Where @t lies. @ret_pack: how it is packed; NULL: as in the file */
+const void *weights_at(const struct weights *w, const struct tensor *t,
+                       const struct kern_pack **ret_pack);
+
+/* Called now and then, from the thread that loads, with bytes of the files done so far. */
+typedef void weights_progress_fn(void *arg, uint64_t done, uint64_t total);
+
+struct weights_load {
+    weights_progress_fn *progress; /* NULL: nobody listens */
+    void *arg;
+    const atomic_bool *stop; /* looked at every slab and chunk; NULL: never */
+    uint64_t ahead_max;      /* bytes to page in at most, the rest comes when used; 0: all */
+};
+
+/* Return: 0, WEIGHTS_STOPPED, or -errno with @why: reading failed, or memory is short. */
+int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
+                 struct why *why);
