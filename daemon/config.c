@@ -65,7 +65,7 @@ static const struct config_key keys[] = {
 };
 /* clang-format on */
 
-enum { N_KEY = sizeof keys / sizeof keys[0], N_SUFFIX = 4, LINE_MAX_BYTES = 8192 };
+enum { N_KEY = sizeof keys / sizeof keys[0], N_SUFFIX = 4, CONFIG_LINE_MAX = 8192 /* bytes */ };
 _Static_assert(sizeof keys / sizeof keys[0] <= (size_t)CONFIG_KEY_MAX,
                "struct config has no room for where a key comes from");
 
@@ -220,18 +220,24 @@ static int read_line(struct config *c, char *line, const char *from, struct why 
 }
 
 static int read_file(struct config *c, const char *path, bool must, struct why *why) {
-    char line[LINE_MAX_BYTES], from[4200];
+    AUTO(free) char *line = NULL;
+    size_t n_alloc = 0;
     FILE *f = fopen(path, "re");
-    unsigned n = 0;
+    char from[4200];
+    ssize_t n;
     int r = 0;
 
+    if (!f && errno == ENOENT && !must)
+        return 0;
     if (!f)
-        return errno == ENOENT && !must ? 0 : why_set(why, CONFIG_BAD, "%s: cannot read: %m", path);
+        return why_set(why, CONFIG_BAD, "%s: cannot read: %m", path);
 
-    while (r == 0 && fgets(line, sizeof line, f)) {
-        (void)snprintf(from, sizeof from, "%s:%u", path, ++n);
-        if (strlen(line) == sizeof line - 1)
-            r = why_set(why, CONFIG_BAD, "%s: line longer than %zu bytes", from, sizeof line - 2);
+    for (unsigned i = 1; r == 0 && (n = getline(&line, &n_alloc, f)) >= 0; i++) {
+        (void)snprintf(from, sizeof from, "%s:%u", path, i);
+        if (n > CONFIG_LINE_MAX)
+            r = why_set(why, CONFIG_BAD, "%s: line longer than %d bytes", from, CONFIG_LINE_MAX);
+        else if (memchr(line, '\0', (size_t)n))
+            r = why_set(why, CONFIG_BAD, "%s: a NUL character", from);
         else
             r = read_line(c, line, from, why);
     }

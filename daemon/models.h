@@ -36,7 +36,6 @@ enum {
     MODELS_QUEUE_FULL,  /* the engine's queue; see @ret_queue */
     MODELS_TOO_LARGE,   /* the request's text */
     MODELS_BAD,         /* a parameter; @why names it */
-    MODELS_CORRUPT,     /* the file is not readable as a model; @why */
 };
 
 /* @config is borrowed. */

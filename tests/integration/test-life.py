@@ -3,6 +3,7 @@
 """How moed starts, reloads and ends: test-life.py MOED"""
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -49,6 +50,14 @@ class Start(unittest.TestCase):
         self.assertIn("generate.cancel", run("--describe").stdout)
         self.assertEqual(run("--nonsense").returncode, 2)
         self.assertEqual(run("stray").returncode, 2)
+
+    def test_manual(self):
+        """Every option and key is in its page, and no other."""
+        pages = {n: (rig.TESTS.parent / "daemon" / n).read_text().replace("\\-", "-") for n in ("moed.8", "moed.conf.5")}
+        options = set(re.findall(r"--[a-z-]+", run("--help").stdout))
+        self.assertEqual(options, set(re.findall(r"--[a-z-]+", pages["moed.8"])))
+        keys = re.findall(r"^([a-z-]+) = ", run("--config-root", "/nowhere", "--check-config").stdout, re.M)
+        self.assertEqual(keys, re.findall(r"^\.TP\n\.B ([a-z-]+)$", pages["moed.conf.5"], re.M))
 
     def test_no_socket(self):
         said = run("--model", "/nowhere.gguf")

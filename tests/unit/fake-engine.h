@@ -22,7 +22,7 @@ struct fake_job {
 };
 
 struct fake {
-    bool exists, submit_busy;
+    bool exists;
     uint32_t n_new; /* engines made so far */
     char path[4096];
     struct engine_options opt;

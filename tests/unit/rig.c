@@ -57,7 +57,7 @@ void rig_deinit(struct rig *rig) {
 }
 
 void rig_turn(struct rig *rig) {
-    for (int i = 0; i < 20; i++)
+    for (int i = 0; i < 8; i++)
         (void)event_base_loop(rig->base, EVLOOP_NONBLOCK);
 }
 
