@@ -134,7 +134,7 @@ struct engine_queue {
  */
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *ret_job,
                   struct engine_queue *ret_queue, struct why *why);
-/* Ends the job within one layer of one step; its ENGINE_DONE still comes. Unknown ids are ignored. */
+/* Ends the job within one layer of one step; its ENGINE_DONE still comes. Ignores unknown ids. */
 void engine_cancel(struct engine *e, uint64_t job);
 /* Hold a sequence at its next token, or let it go on. While it holds, nothing else runs in its
  * slot. */

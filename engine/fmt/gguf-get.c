@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* The typed getters. Values lie unaligned in the mapping; gguf_open() found all their bytes there. */
+/* The typed getters. Values lie unaligned in the mapping; gguf_open() found all bytes there. */
 
 #include <inttypes.h>
 #include <math.h>

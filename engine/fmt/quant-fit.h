@@ -14,7 +14,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* Codes lo ... hi; code q stands for value[q], or for q itself where value is NULL. value ascends. */
+/* Codes lo ... hi; code q stands for value[q], which ascends, or for q where value is NULL. */
 struct quant_grid {
     int lo, hi;
     const int8_t *value;

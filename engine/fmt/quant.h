@@ -67,7 +67,7 @@ void quant_decode(enum quant_fmt fmt, const void *src, float *dst, size_t n);
  *   Q3_K Q6_K IQ4_XS      elements that share a scale use their lowest code
  *   Q2_K Q4_K Q5_K        the same, and their highest; d >= 0 and 0 <= dmin < 16 d
  * Otherwise other scales may say the same of a few elements and not fit beside the rest. What is
- * beyond a format's largest scale is clipped. */
+ * beyond a format's largest scale is clipped. Slow: 0.05 to 1 us an element. */
 void quant_encode(enum quant_fmt fmt, const float *src, void *dst, size_t n);
 
 /* f16 and bf16 bits to f32, exact; f32 to f16 and bf16, ties to even, subnormals kept. */

@@ -39,7 +39,7 @@ enum {
     TOPO_UNSUPPORTED, /* topo_new_from(): made-up machines need hwloc */
 };
 
-/* This machine, or the one that $HWLOC_SYNTHETIC or $HWLOC_XMLFILE describe. Return: 0 or -errno. */
+/* This machine, or the one $HWLOC_SYNTHETIC or $HWLOC_XMLFILE describe. Return: 0 or -errno. */
 int topo_new(struct topo **ret_topo);
 /* For tests: the machine an hwloc synthetic string describes (NULL: this one), with a quota of
  * @quota CPUs (0: none). Return: 0, TOPO_UNSUPPORTED, or -errno. */

@@ -25,8 +25,8 @@
  *           x *= output scale
  *   logits = softcap(head * rms(x))
  *
- * A step is a row of phases; rows of different sequences and positions go through them together, and
- * every phase computes a row from that row alone, so a row's result does not depend on the others.
+ * A step is a row of phases; rows of different sequences and positions go through them together,
+ * and every phase computes a row from that row alone, so a row's result does not depend on others.
  *
  * Source: Gemma 4 as published by Google in Hugging Face transformers; tensor names after GGUF.
  */

@@ -42,8 +42,8 @@ struct ops {
     size_t n_scratch;
 };
 
-/* @n_scratch: floats of scratch a worker, for the largest of what is asked of it. Return: 0 or -ENOMEM when
- * @a does not hold it. */
+/* @n_scratch: floats of scratch a worker, for the largest of what is asked of it.
+ * Return: 0, or -ENOMEM when @a does not hold it. */
 int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, size_t n_scratch,
              struct arena *a);
 

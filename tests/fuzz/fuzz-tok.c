@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* Any bytes as text, on a vocabulary with an entry of every kind. The first byte: bit 0 <bos>, bit 1
- * special tokens. Tokens stand for the text they were made of, and plain text makes no special one,
- * whether it is encoded alone or rendered as a message. */
+/* Any bytes as text, on a vocabulary with an entry of every kind. The first byte: bit 0 <bos>, bit
+ * 1 special tokens. Tokens stand for the text they were made of, and plain text makes no special
+ * one, whether it is encoded alone or rendered as a message. */
 
 #include <string.h>
 

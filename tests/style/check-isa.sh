@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # Instructions past baseline x86-64 stand in the tiers' objects alone: a ymm or zmm register, or a
 # VEX-coded one on xmm, anywhere else would fault on a CPU without AVX. zmm and the mask registers
 # are for the 512-bit tier only, and every tier that touches them clears the upper halves.

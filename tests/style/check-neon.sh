@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
 # The AArch64 tier still compiles, on a host that is none. Skipped without a cross compiler.
 set -eu
 cc=$(command -v aarch64-linux-gnu-gcc) || exit 77

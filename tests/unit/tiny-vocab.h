@@ -169,7 +169,7 @@ static inline int tiny_new(const struct tiny *t, struct vocab **ret, struct why 
     return r;
 }
 
-/* Letters, their merges, markers: a vocabulary of every kind of entry. Tests name tokens by text. */
+/* Letters, their merges, markers: every kind of entry. Tests name tokens by text. */
 static inline void tiny_all(struct tiny *t) {
     /* clang-format off */
     static const char *const text[] = {
