@@ -236,7 +236,7 @@ static void mul_item(void *arg, uint32_t item, uint32_t worker) {
     }
 }
 
-/* Output rows an item has a multiple of: whole groups, which are powers of two, of both matrices. */
+/* Output rows of an item are a multiple of this: whole groups, whose sizes are powers of two. */
 static uint32_t row_step(const struct ops_task *t) {
     const struct ops_mat *both[] = { &t->w, &t->w2 };
     uint32_t step = OPS_STEP;

@@ -64,7 +64,7 @@ float *ops_scratch(const struct ops *ops, uint32_t worker);
 /* ---- matrices ---- */
 
 /* y[o] = sum_i w[o][i] * x[i]; rows lie @stride bytes apart. When they are packed, each n_row of
- * them share n_row * stride bytes, n_out is a multiple of n_row, and .exact has no kernel for it. */
+ * them share n_row * stride bytes, and n_out is a multiple of n_row; .exact can not read it. */
 struct ops_mat {
     const void *data;
     size_t stride;

@@ -3,8 +3,8 @@
 
 /*
  * test-pack - a packing of every block format for tests of what handles packed weights: the blocks
- * of 8 rows by turns. Its product unpacks and calls the kernel for native rows, so packed and native
- * weights give the same bits.
+ * of 8 rows by turns. Its product unpacks and calls the kernel for native rows, so packed and
+ * native weights give the same bits.
  */
 
 #include <assert.h>
