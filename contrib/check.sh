@@ -22,7 +22,7 @@ for kind in gcc clang; do
     esac
     ninja -C "$dir" >"$dir/check.log" 2>&1 || { cat "$dir/check.log" >&2; exit 1; }
     say "$kind: testing"
-    meson test -C "$dir" --no-rebuild --print-errorlogs || failed=1
+    meson test -C "$dir" --print-errorlogs || failed=1
 done
 
 /usr/bin/python3 contrib/count-tests.py build-check-gcc build-check-clang || failed=1
