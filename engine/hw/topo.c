@@ -126,6 +126,8 @@ int topo_new_from(struct topo **ret_topo, const char *synthetic, uint32_t quota)
     n = hwloc_get_nbobjs_by_type(h, HWLOC_OBJ_NUMANODE);
     t->n_node = n > 1 ? (uint32_t)n : 1;
     t->memory = hwloc_get_root_obj(h)->total_memory;
+    if (t->memory == 0) /* a sandbox without /sys */
+        t->memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
 
     *ret_topo = take(t);
     return 0;

@@ -498,7 +498,7 @@ static const struct option options[] = {
     { 0 },
 };
 
-static void parse_one(struct args *a, int opt) {
+static void parse_one(struct args *a, int opt, const char *arg) {
     // clang-format off
     switch (opt) {
     case 'p':         a->prompt = number("prompt", optarg, 0, TOKEN_MAX); break;
@@ -524,7 +524,7 @@ static void parse_one(struct args *a, int opt) {
         puts("moe-bench " MOE_VERSION);
         exit(0);
     default:
-        usage_error("no such option, or its value is missing");
+        usage_error("%s: no such option, or its value is missing", arg);
     }
     // clang-format on
 }
@@ -534,7 +534,7 @@ static void parse(struct args *a, int argc, char **argv) {
 
     opterr = 0;
     while ((opt = getopt_long(argc, argv, "p:n:b:d:t:r:s:", options, NULL)) != -1)
-        parse_one(a, opt);
+        parse_one(a, opt, argv[optind - 1]);
     if (optind + 1 != argc)
         usage_error(optind == argc ? "which model?" : "one model at a time");
     if (a->prompt == 0 && a->gen == 0)
