@@ -5,28 +5,30 @@
 #include "engine/kern/pack.h"
 
 enum {
-    N_CUT = 3,         /* runs of equal pieces in a block, at most */
+    N_CUT = 6,         /* runs of pieces a block is cut into, at most */
     BLOCK_BYTES = 210, /* Q6_K, the largest */
 };
 
+/* @n pieces of @size bytes from byte @at of the plain block on */
 struct cut {
-    uint8_t n;
-    uint8_t size; /* bytes of each of n pieces */
+    uint8_t at, n, size;
 };
 
+/* In the order of the packed block: what the kernel reads first comes first. */
 /* clang-format off */
 static const struct cut cuts[QUANT_FMT_N][N_CUT] = {
-    [QUANT_Q4_0]   = { { 1, 2 }, { 4, 4 } },
-    [QUANT_Q4_1]   = { { 2, 2 }, { 4, 4 } },
-    [QUANT_Q5_0]   = { { 1, 2 }, { 5, 4 } },
-    [QUANT_Q5_1]   = { { 2, 2 }, { 5, 4 } },
-    [QUANT_Q8_0]   = { { 1, 2 }, { 8, 4 } },
-    [QUANT_Q4_K]   = { { 2, 2 }, { 35, 4 } },
-    [QUANT_Q5_K]   = { { 2, 2 }, { 43, 4 } },
-    [QUANT_Q6_K]   = { { 48, 4 }, { 16, 1 }, { 1, 2 } },
-    [QUANT_IQ4_NL] = { { 1, 2 }, { 4, 4 } },
-    [QUANT_IQ4_XS] = { { 2, 2 }, { 33, 4 } },
-    [QUANT_MXFP4]  = { { 1, 1 }, { 4, 4 } },
+    [QUANT_Q4_0]   = { { 0, 1, 2 }, { 2, 4, 4 } },
+    [QUANT_Q4_1]   = { { 0, 2, 2 }, { 4, 4, 4 } },
+    [QUANT_Q5_0]   = { { 0, 1, 2 }, { 2, 5, 4 } },
+    [QUANT_Q5_1]   = { { 0, 2, 2 }, { 4, 5, 4 } },
+    [QUANT_Q8_0]   = { { 0, 1, 2 }, { 2, 8, 4 } },
+    [QUANT_Q4_K]   = { { 0, 2, 2 }, { 4, 35, 4 } },
+    [QUANT_Q5_K]   = { { 0, 2, 2 }, { 4, 43, 4 } },
+    [QUANT_Q6_K]   = { { 208, 1, 2 }, { 192, 16, 1 }, { 0, 16, 4 }, { 128, 8, 4 },
+                       { 64, 16, 4 }, { 160, 8, 4 } },
+    [QUANT_IQ4_NL] = { { 0, 1, 2 }, { 2, 4, 4 } },
+    [QUANT_IQ4_XS] = { { 0, 2, 2 }, { 4, 33, 4 } },
+    [QUANT_MXFP4]  = { { 0, 1, 1 }, { 1, 4, 4 } },
 };
 /* clang-format on */
 
@@ -50,15 +52,14 @@ static void put_pieces(uint8_t *dst, const uint8_t *src, size_t stride, uint32_t
 
 void kern_pack_rows(enum quant_fmt fmt, uint32_t n_row, const void *src, size_t src_stride,
                     uint32_t n_col, void *dst) {
-    uint32_t n_block = n_col / quant_info(fmt)->block;
-    const uint8_t *from = src;
+    const struct quant_info *info = quant_info(fmt);
+    const uint8_t *block = src;
     uint8_t *to = dst;
 
-    for (uint32_t b = 0; b < n_block; b++)
+    for (uint32_t k = 0; k < n_col; k += info->block, block += info->size)
         for (const struct cut *c = cuts[fmt]; c < cuts[fmt] + N_CUT; c++)
             for (uint32_t i = 0; i < c->n; i++) {
-                put_pieces(to, from, src_stride, n_row, c->size);
-                from += c->size;
+                put_pieces(to, block + c->at + i * c->size, src_stride, n_row, c->size);
                 to += n_row * c->size;
             }
 }
@@ -70,12 +71,9 @@ void kern_pack_decode(enum quant_fmt fmt, uint32_t n_row, const void *group, uin
     uint8_t block[BLOCK_BYTES];
 
     for (uint32_t k = 0; k < n_col; k += info->block) {
-        uint8_t *to = block;
-
         for (const struct cut *c = cuts[fmt]; c < cuts[fmt] + N_CUT; c++)
             for (uint32_t i = 0; i < c->n; i++) {
-                memcpy(to, from + row * c->size, c->size);
-                to += c->size;
+                memcpy(block + c->at + i * c->size, from + row * c->size, c->size);
                 from += n_row * c->size;
             }
         quant_decode(fmt, block, dst + k, info->block);

@@ -5,9 +5,9 @@
  * pack - interleave rows of blocks, the same for every tier that packs
  *
  * A block is cut into the pieces its kernel loads: scales of one or two bytes, codes of four. A
- * packed block holds each piece of all rows side by side, in the order the pieces had in the plain
- * block: piece 0 of row 0, of row 1, ..., piece 1 of row 0, ... With 16 rows a vector of 64 bytes
- * is four bytes of codes of each row, and one lane is one row.
+ * packed block holds each piece of all rows side by side: piece 0 of row 0, of row 1, ..., piece 1
+ * of row 0, ... With 16 rows a vector of 64 bytes is four bytes of codes of each row, and one lane
+ * is one row. Pieces keep the order they had in the plain block, but those of Q6_K, see pack.c.
  */
 
 #include <stddef.h>

@@ -25,7 +25,9 @@ enum {
     N_G = 2,      /* groups that share a broadcast of activations */
     N_M = 4,      /* activation rows that share unpacked codes */
     N_CHUNK = 64, /* activation rows that go through all weights together; they stay in the L2 */
+    SPAN = 256,   /* columns unpacked at once */
     STEP = 32,    /* columns */
+    NEVER = 1 << 30,
     AHEAD = 1152, /* bytes to prefetch ahead, from two activation rows on */
 };
 
@@ -48,6 +50,7 @@ struct form {
     bool has_m;     /* else m is 0 */
     uint32_t block; /* columns of a block */
     uint32_t size;  /* its bytes, of one row */
+    uint32_t wide;  /* activation rows from which unpacking once pays for going through memory */
 };
 
 INLINE __m512i load512(const void *p) {
@@ -246,20 +249,24 @@ INLINE void unpack_q5_k(const uint8_t *w, uint32_t i, struct step *u) {
     scale_k4(w, i, u);
 }
 
+/* Packed as d, 16 scales, and for each half 16 words of low nibbles, 8 words of high bits. The step
+ * is a constant wherever this is unrolled. */
 INLINE void unpack_q6_k(const uint8_t *w, uint32_t i, struct step *u) {
     uint32_t k = i % 4;
-    int low = (int)(i / 4 * 64 + k % 2 * 32), high = 128 + (int)(i / 4 * 32);
-    __m512 d = get_f16(w, 208);
+    int low = 18 + (int)(i / 4 * 96 + k % 2 * 32), high = 18 + 64 + (int)(i / 4 * 96);
+    __m512 d = get_f16(w, 0);
 
 #pragma GCC unroll 8
     for (int v = 0; v < 8; v++) {
-        __m512i q = down(get_u32(w, low + 4 * v), k / 2 * 4);
-        __m512i h = _mm512_slli_epi32(down(get_u32(w, high + 4 * v), 2 * k), 4);
+        __m512i q = get_u32(w, low + 4 * v), h = get_u32(w, high + 4 * v);
 
+        q = k < 2 ? q : _mm512_srli_epi32(q, 4);
+        h = k == 0 ? _mm512_slli_epi32(h, 4) : k == 1 ? _mm512_slli_epi32(h, 2) : h;
+        h = k == 3 ? _mm512_srli_epi32(h, 2) : h;
         u->q[v] = or_and(_mm512_and_si512(q, bytes(15)), h, bytes(0x30));
     }
-    u->d[0] = _mm512_mul_ps(_mm512_cvtepi32_ps(get_i8(w, 192 + 2 * (int)i)), d);
-    u->d[1] = _mm512_mul_ps(_mm512_cvtepi32_ps(get_i8(w, 193 + 2 * (int)i)), d);
+    u->d[0] = _mm512_mul_ps(_mm512_cvtepi32_ps(get_i8(w, 2 + 2 * (int)i)), d);
+    u->d[1] = _mm512_mul_ps(_mm512_cvtepi32_ps(get_i8(w, 3 + 2 * (int)i)), d);
 }
 
 /* ---- weights times activations ---- */
@@ -311,13 +318,15 @@ INLINE void add_row(struct form f, const struct step *u, uint32_t n_g, const str
     }
 }
 
-INLINE void fetch(const uint8_t *p, uint32_t n) {
+/* Prefetch @n bytes, @ahead of @p. */
+INLINE void fetch(const uint8_t *p, uint32_t n, uint32_t ahead) {
 #pragma GCC unroll 16
     for (uint32_t i = 0; i < n; i += 64)
-        _mm_prefetch((const char *)p + AHEAD + i, _MM_HINT_T0);
+        _mm_prefetch((const char *)p + ahead + i, _MM_HINT_T0);
 }
 
-/* @n_g groups, @group bytes apart, times @n_m activation rows from @m0 on. */
+/* @n_g groups, @group bytes apart, times @n_m activation rows from @m0 on; weights are unpacked in
+ * registers. */
 INLINE void tile(struct form f, const uint8_t *w, size_t group, uint32_t n_g, uint32_t n_col,
                  const struct kern_rows *x, uint32_t m0, uint32_t n_m, float *y, size_t y_stride) {
     const uint32_t n_step = f.block / STEP, step_bytes = R * f.size / n_step;
@@ -327,13 +336,14 @@ INLINE void tile(struct form f, const uint8_t *w, size_t group, uint32_t n_g, ui
     for (uint32_t i = 0; i < N_G * N_M; i++)
         sum[i / N_M][i % N_M] = _mm512_setzero_ps();
     for (uint32_t k = 0; k < n_col; k += f.block, w += R * f.size)
+#pragma GCC unroll 8
         for (uint32_t i = 0; i < n_step; i++) {
             struct step u[N_G];
 
 #pragma GCC unroll 2
             for (uint32_t g = 0; g < n_g; g++) {
-                if (n_m > 1)
-                    fetch(w + g * group + i * step_bytes, step_bytes);
+                if (n_m > 1 || n_step > 1)
+                    fetch(w + g * group + i * step_bytes, step_bytes, AHEAD);
                 f.unpack(w + g * group, i, &u[g]);
             }
 #pragma GCC unroll 4
@@ -347,40 +357,112 @@ INLINE void tile(struct form f, const uint8_t *w, size_t group, uint32_t n_g, ui
             _mm512_storeu_ps(y + (m0 + m) * y_stride + g * R, sum[g][m]);
 }
 
+/* @n steps, unpacked in memory, times @n_m activation rows; adds to @sum. @k: first column */
+INLINE void tile_unpacked(struct form f, const struct step (*u)[N_G], uint32_t n, uint32_t n_g,
+                          const struct kern_rows *x, uint32_t m0, uint32_t n_m, uint32_t k,
+                          float (*sum)[N_G * R]) {
+    __m512 s[N_G][N_M];
+
+#pragma GCC unroll 4
+    for (uint32_t m = 0; m < n_m; m++)
+#pragma GCC unroll 2
+        for (uint32_t g = 0; g < n_g; g++)
+            s[g][m] = _mm512_loadu_ps(sum[m] + g * R);
+    for (uint32_t i = 0; i < n; i++, k += STEP)
+#pragma GCC unroll 4
+        for (uint32_t m = 0; m < n_m; m++)
+            add_row(f, u[i], n_g, x, m0 + m, k, s, m);
+#pragma GCC unroll 4
+    for (uint32_t m = 0; m < n_m; m++)
+#pragma GCC unroll 2
+        for (uint32_t g = 0; g < n_g; g++)
+            _mm512_storeu_ps(sum[m] + g * R, s[g][m]);
+}
+
+/* As tile(), for many rows: 256 columns are unpacked once, to the L1, and meet all of them. */
+INLINE void tile_wide(struct form f, const uint8_t *w, size_t group, uint32_t n_g, uint32_t n_col,
+                      const struct kern_rows *x, uint32_t m0, uint32_t n_m, float *y,
+                      size_t y_stride) {
+    const uint32_t n_step = f.block / STEP, step_bytes = R * f.size / n_step;
+    float sum[N_CHUNK][N_G * R];
+    struct step u[SPAN / STEP][N_G];
+
+    memset(sum, 0, n_m * sizeof *sum);
+    for (uint32_t k = 0; k < n_col; k += SPAN, w += SPAN / STEP * step_bytes) {
+        uint32_t n = (n_col - k < SPAN ? n_col - k : SPAN) / STEP;
+
+#pragma GCC unroll 8
+        for (uint32_t i = 0; i < SPAN / STEP; i++)
+#pragma GCC unroll 2
+            for (uint32_t g = 0; g < n_g && i < n; g++) {
+                const uint8_t *p = w + g * group + i / n_step * n_step * step_bytes;
+
+                fetch(p + i % n_step * step_bytes, step_bytes, SPAN / STEP * step_bytes);
+                f.unpack(p, i % n_step, &u[i][g]);
+            }
+        for (uint32_t m = 0; m < n_m; m += N_M)
+            switch (n_m - m) {
+            case 1:
+                tile_unpacked(f, u, n, n_g, x, m0 + m, 1, k, sum + m);
+                break;
+            case 2:
+                tile_unpacked(f, u, n, n_g, x, m0 + m, 2, k, sum + m);
+                break;
+            case 3:
+                tile_unpacked(f, u, n, n_g, x, m0 + m, 3, k, sum + m);
+                break;
+            default:
+                tile_unpacked(f, u, n, n_g, x, m0 + m, 4, k, sum + m);
+            }
+    }
+    for (uint32_t m = 0; m < n_m; m++)
+        memcpy(y + (m0 + m) * y_stride, sum[m], n_g * R * sizeof(float));
+}
+
+/* tile() or tile_wide() of a constant number of groups. */
+INLINE void mul_groups(struct form f, const uint8_t *w, size_t group, uint32_t n_g, uint32_t n_col,
+                       const struct kern_rows *x, uint32_t m0, uint32_t n_m, float *y,
+                       size_t y_stride) {
+    uint32_t end = m0 + n_m;
+
+    if (n_m >= f.wide) {
+        tile_wide(f, w, group, n_g, n_col, x, m0, n_m, y, y_stride);
+        return;
+    }
+    for (uint32_t m = m0; m < end; m += N_M)
+        switch (end - m) {
+        case 1:
+            tile(f, w, group, n_g, n_col, x, m, 1, y, y_stride);
+            break;
+        case 2:
+            tile(f, w, group, n_g, n_col, x, m, 2, y, y_stride);
+            break;
+        case 3:
+            tile(f, w, group, n_g, n_col, x, m, 3, y, y_stride);
+            break;
+        default:
+            tile(f, w, group, n_g, n_col, x, m, N_M, y, y_stride);
+        }
+}
+
 INLINE void mul_packed(struct form f, const uint8_t *w, size_t w_stride, uint32_t n_out,
                        uint32_t n_col, const struct kern_rows *x, float *y, size_t y_stride) {
     const size_t group = R * w_stride;
-    uint32_t n_g;
 
-    for (uint32_t c = 0; c < x->n_row; c += N_CHUNK) {
-        uint32_t end = x->n_row - c < N_CHUNK ? x->n_row : c + N_CHUNK;
+    for (uint32_t m = 0; m < x->n_row; m += N_CHUNK) {
+        uint32_t n_m = x->n_row - m < N_CHUNK ? x->n_row - m : N_CHUNK, o = 0;
 
-        for (uint32_t o = 0; o < n_out; o += n_g * R) {
-            const uint8_t *p = w + o * w_stride;
-
-            n_g = n_out - o > R ? 2 : 1;
-            for (uint32_t m = c; m < end; m += N_M)
-                switch (n_g * 8 + (end - m < N_M ? end - m : N_M)) {
-#define TILE(g, n)                                                                                 \
-    case g * 8 + n:                                                                                \
-        tile(f, p, group, g, n_col, x, m, n, y + o, y_stride);                                     \
-        break
-                    TILE(1, 1);
-                    TILE(1, 2);
-                    TILE(1, 3);
-                    TILE(1, 4);
-                    TILE(2, 1);
-                    TILE(2, 2);
-                    TILE(2, 3);
-                    TILE(2, 4);
-#undef TILE
-                }
-        }
+        for (; o + 2 * R <= n_out; o += 2 * R)
+            mul_groups(f, w + o * w_stride, group, 2, n_col, x, m, n_m, y + o, y_stride);
+        if (o < n_out)
+            mul_groups(f, w + o * w_stride, group, 1, n_col, x, m, n_m, y + o, y_stride);
     }
 }
 
-#define ENTRIES(FMT, fmt, OFFSET, D_16, HAS_M, BLOCK, SIZE)                                        \
-    static const struct form form_##fmt = { unpack_##fmt, OFFSET, D_16, HAS_M, BLOCK, SIZE };      \
+#define ENTRIES(FMT, fmt, OFFSET, D_16, HAS_M, BLOCK, SIZE, WIDE)                                  \
+    static const struct form form_##fmt = {                                                        \
+        unpack_##fmt, OFFSET, D_16, HAS_M, BLOCK, SIZE, WIDE                                       \
+    };                                                                                             \
     static void mul_##fmt(const void *w, size_t w_stride, uint32_t n_out, uint32_t n_col,          \
                           const struct kern_rows *x, float *y, size_t y_stride) {                  \
         mul_packed(form_##fmt, w, w_stride, n_out, n_col, x, y, y_stride);                         \
@@ -393,17 +475,17 @@ INLINE void mul_packed(struct form f, const uint8_t *w, size_t w_stride, uint32_
     }
 
 /* clang-format off */
-ENTRIES(QUANT_Q4_0,   q4_0,   8,   false, false, 32,  18)
-ENTRIES(QUANT_Q4_1,   q4_1,   0,   false, true,  32,  20)
-ENTRIES(QUANT_Q5_0,   q5_0,   16,  false, false, 32,  22)
-ENTRIES(QUANT_Q5_1,   q5_1,   0,   false, true,  32,  24)
-ENTRIES(QUANT_Q8_0,   q8_0,   128, false, false, 32,  34)
-ENTRIES(QUANT_Q4_K,   q4_k,   0,   false, true,  256, 144)
-ENTRIES(QUANT_Q5_K,   q5_k,   0,   false, true,  256, 176)
-ENTRIES(QUANT_Q6_K,   q6_k,   32,  true,  false, 256, 210)
-ENTRIES(QUANT_IQ4_NL, iq4_nl, 128, false, false, 32,  18)
-ENTRIES(QUANT_IQ4_XS, iq4_xs, 128, false, false, 256, 136)
-ENTRIES(QUANT_MXFP4,  mxfp4,  12,  false, false, 32,  17)
+ENTRIES(QUANT_Q4_0,   q4_0,   8,   false, false, 32,  18, NEVER)
+ENTRIES(QUANT_Q4_1,   q4_1,   0,   false, true,  32,  20, NEVER)
+ENTRIES(QUANT_Q5_0,   q5_0,   16,  false, false, 32,  22, 8)
+ENTRIES(QUANT_Q5_1,   q5_1,   0,   false, true,  32,  24, 8)
+ENTRIES(QUANT_Q8_0,   q8_0,   128, false, false, 32,  34, NEVER)
+ENTRIES(QUANT_Q4_K,   q4_k,   0,   false, true,  256, 144, 8)
+ENTRIES(QUANT_Q5_K,   q5_k,   0,   false, true,  256, 176, 8)
+ENTRIES(QUANT_Q6_K,   q6_k,   32,  true,  false, 256, 210, 8)
+ENTRIES(QUANT_IQ4_NL, iq4_nl, 128, false, false, 32,  18, 8)
+ENTRIES(QUANT_IQ4_XS, iq4_xs, 128, false, false, 256, 136, 8)
+ENTRIES(QUANT_MXFP4,  mxfp4,  12,  false, false, 32,  17, 8)
 /* clang-format on */
 
 #define BIND(FMT, NAME, fmt)                                                                       \
