@@ -24,4 +24,5 @@ void kern_pack_decode(enum quant_fmt fmt, uint32_t n_row, const void *group, uin
                       uint32_t n_col, float *dst);
 
 /* What a tier binds of struct kern.pack, from the second file of its library. */
+void kern_pack_avx2(struct kern *k);
 void kern_pack_avx512vnni(struct kern *k);

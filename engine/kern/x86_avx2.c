@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "engine/kern/kern.h"
+#include "engine/kern/pack.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -906,6 +907,7 @@ void kern_use_avx2(struct kern *k) {
     BIND(QUANT_IQ4_NL, iq4_nl);
     BIND(QUANT_IQ4_XS, iq4_xs);
     BIND(QUANT_MXFP4, mxfp4);
+    kern_pack_avx2(k);
     k->quantize = quantize;
     k->to_f16 = to_f16;
     k->rmsnorm = rmsnorm;
