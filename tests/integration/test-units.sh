@@ -12,9 +12,9 @@ for kind in system user; do
     [ $kind = system ] || sub=user/
     mkdir "$dir/$kind"
     # The program is not installed yet, nor are the manual pages.
-    sed "s,^ExecStart=[^ ]*,ExecStart=$moed," "$build/systemd/${sub}moed.service" >"$dir/$kind/moed.service"
+    sed "s|^ExecStart=[^ ]*|ExecStart=\"$moed\"|" "$build/systemd/${sub}moed.service" >"$dir/$kind/moed.service"
     cp "$source/systemd/${sub}moed.socket" "$dir/$kind/"
-    grep -q "^ExecStart=$moed" "$dir/$kind/moed.service"
+    grep -qF "ExecStart=\"$moed\"" "$dir/$kind/moed.service"
     XDG_RUNTIME_DIR=$dir systemd-analyze --$kind --man=no verify "$dir/$kind/moed.service" \
         "$dir/$kind/moed.socket" >"$dir/said" 2>&1 || bad=1
     # Other units of the machine may be talked about; ours must not be.

@@ -31,7 +31,7 @@ static struct topo *topo;
 
 /* @args: SHAPE MIX, and @more: options */
 static void make(const char *name, const char *args, const char *more) {
-    char cmd[512];
+    char cmd[8192];
 
     snprintf(cmd, sizeof cmd, MK_MODEL " %s %s/%s.gguf %s", args, dir, name, more);
     assert_int_equal(system(cmd), 0);
