@@ -12,6 +12,7 @@
 #include <time.h>
 
 #include "engine/model/model.h"
+#include "engine/tools/arg.h"
 #include "engine/tools/bench-probe.h"
 
 /*
@@ -434,47 +435,15 @@ static void print_json(const struct bench *b) {
 
 /* ---- options ---- */
 
-static void __attribute__((noreturn, format(printf, 1, 2))) usage_error(const char *fmt, ...) {
-    va_list ap;
-
-    fputs("moe-bench: ", stderr);
-    va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
-    fputs("; see moe-bench --help\n", stderr);
-    exit(2);
-}
-
-/* The number that @s begins with; *ret_end is behind it. */
-static uint32_t number_at(const char *name, const char *s, uint32_t min, uint32_t max,
-                          const char **ret_end) {
-    char *end;
-    unsigned long v = strtoul(s, &end, 10);
-
-    if (*s < '0' || *s > '9' || v < min || v > max)
-        usage_error("--%s takes numbers from %u to %u, not \"%s\"", name, min, max, s);
-    *ret_end = end;
-    return (uint32_t)v;
-}
-
-static uint32_t number(const char *name, const char *s, uint32_t min, uint32_t max) {
-    const char *end;
-    uint32_t v = number_at(name, s, min, max, &end);
-
-    if (*end)
-        usage_error("--%s takes a number, not \"%s\"", name, s);
-    return v;
-}
-
 static void parse_batch(struct args *a, const char *s) {
     for (a->n_batch = 0;; s++) {
         if (a->n_batch == BATCH_MAX)
-            usage_error("--batch takes at most %d numbers", BATCH_MAX);
-        a->batch[a->n_batch++] = number_at("batch", s, 1, 1024, &s);
+            arg_error("--batch takes at most %d numbers", BATCH_MAX);
+        a->batch[a->n_batch++] = arg_number_at("batch", s, 1, 1024, &s);
         if (!*s)
             return;
         if (*s != ',')
-            usage_error("--batch takes numbers with commas between, not \"%s\"", s);
+            arg_error("--batch takes numbers with commas between, not \"%s\"", s);
     }
 }
 
@@ -501,22 +470,18 @@ static const struct option options[] = {
 static void parse_one(struct args *a, int opt, const char *arg) {
     // clang-format off
     switch (opt) {
-    case 'p':         a->prompt = number("prompt", optarg, 0, TOKEN_MAX); break;
-    case 'n':         a->gen = number("gen", optarg, 0, TOKEN_MAX); break;
+    case 'p':         a->prompt = arg_number("prompt", optarg, 0, TOKEN_MAX); break;
+    case 'n':         a->gen = arg_number("gen", optarg, 0, TOKEN_MAX); break;
     case 'b':         parse_batch(a, optarg); break;
-    case 'd':         a->depth = number("depth", optarg, 0, TOKEN_MAX); break;
-    case 't':         a->threads = number("threads", optarg, 1, 1024); break;
-    case 'r':         a->repeat = number("repeat", optarg, 1, REPEAT_MAX); break;
-    case 's':         a->step = number("step", optarg, 1, 4096); break;
+    case 'd':         a->depth = arg_number("depth", optarg, 0, TOKEN_MAX); break;
+    case 't':         a->threads = arg_number("threads", optarg, 1, 1024); break;
+    case 'r':         a->repeat = arg_number("repeat", optarg, 1, REPEAT_MAX); break;
+    case 's':         a->step = arg_number("step", optarg, 1, 4096); break;
     case OPT_EXACT:   a->exact = true; break;
     case OPT_NO_BLAS: a->no_blas = true; break;
     case OPT_NO_PACK: a->no_pack = true; break;
     case OPT_JSON:    a->json = true; break;
-    case OPT_KV:
-        if (strcmp(optarg, "f16") != 0 && strcmp(optarg, "f32") != 0)
-            usage_error("--kv takes f16 or f32, not \"%s\"", optarg);
-        a->kv = strcmp(optarg, "f32") == 0 ? QUANT_F32 : QUANT_F16;
-        break;
+    case OPT_KV:      a->kv = arg_kv(optarg); break;
     case OPT_HELP:
         fputs(usage_text, stdout);
         exit(0);
@@ -524,7 +489,7 @@ static void parse_one(struct args *a, int opt, const char *arg) {
         puts("moe-bench " MOE_VERSION);
         exit(0);
     default:
-        usage_error("%s: no such option, or its value is missing", arg);
+        arg_error("%s: no such option, or its value is missing", arg);
     }
     // clang-format on
 }
@@ -536,9 +501,9 @@ static void parse(struct args *a, int argc, char **argv) {
     while ((opt = getopt_long(argc, argv, "p:n:b:d:t:r:s:", options, NULL)) != -1)
         parse_one(a, opt, argv[optind - 1]);
     if (optind + 1 != argc)
-        usage_error(optind == argc ? "which model?" : "one model at a time");
+        arg_error(optind == argc ? "which model?" : "one model at a time");
     if (a->prompt == 0 && a->gen == 0)
-        usage_error("nothing to time: --prompt and --gen are both 0");
+        arg_error("nothing to time: --prompt and --gen are both 0");
     a->model = argv[optind];
 }
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <getopt.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/tools/arg.h"
 #include "engine/tools/eval.h"
 
 /*
@@ -92,27 +92,6 @@ static const struct option options[] = {
     { 0 },
 };
 
-static void __attribute__((noreturn, format(printf, 1, 2))) usage_error(const char *fmt, ...) {
-    va_list ap;
-
-    fputs("moe-eval: ", stderr);
-    va_start(ap, fmt);
-    vfprintf(stderr, fmt, ap);
-    va_end(ap);
-    fputs("; see moe-eval --help\n", stderr);
-    exit(2);
-}
-
-static uint32_t number(const char *name, const char *s, uint32_t min, uint32_t max) {
-    char *end;
-    unsigned long v = strtoul(s, &end, 10);
-
-    if (*s < '0' || *s > '9' || *end || v < min || v > max)
-        usage_error("--%s takes a number from %u to %u, not \"%s\"", name, min, max, s);
-
-    return (uint32_t)v;
-}
-
 static void parse_one(struct eval_args *a, int opt, const char *arg) {
     // clang-format off
     switch (opt) {
@@ -126,21 +105,17 @@ static void parse_one(struct eval_args *a, int opt, const char *arg) {
     case OPT_LS:             a->ls = true; break;
     case OPT_JSON:           a->json = true; break;
     case OPT_LOGITS:         a->logits = optarg; break;
-    case OPT_GREEDY:         a->greedy = number("greedy", optarg, 1, 1 << 20); break;
+    case OPT_GREEDY:         a->greedy = arg_number("greedy", optarg, 1, 1 << 20); break;
     case OPT_SPECIAL:        a->special = true; break;
-    case OPT_WINDOW:         a->window = number("window", optarg, 2, 1 << 24); break;
+    case OPT_WINDOW:         a->window = arg_number("window", optarg, 2, 1 << 24); break;
     case OPT_KL:             a->kl = true; break;
     case OPT_EXACT:          a->exact = true; break;
-    case OPT_THREADS:        a->threads = number("threads", optarg, 1, 1024); break;
-    case OPT_BATCH:          a->batch = number("batch", optarg, 1, 4096); break;
-    case OPT_CTX:            a->ctx = number("ctx", optarg, 1, 1 << 24); break;
+    case OPT_THREADS:        a->threads = arg_number("threads", optarg, 1, 1024); break;
+    case OPT_BATCH:          a->batch = arg_number("batch", optarg, 1, 4096); break;
+    case OPT_CTX:            a->ctx = arg_number("ctx", optarg, 1, 1 << 24); break;
     case OPT_NO_BLAS:        a->no_blas = true; break;
     case OPT_NO_PACK:        a->no_pack = true; break;
-    case OPT_KV:
-        if (strcmp(optarg, "f16") != 0 && strcmp(optarg, "f32") != 0)
-            usage_error("--kv takes f16 or f32, not \"%s\"", optarg);
-        a->kv = strcmp(optarg, "f32") == 0 ? QUANT_F32 : QUANT_F16;
-        break;
+    case OPT_KV:             a->kv = arg_kv(optarg); break;
     case OPT_HELP:
         fputs(usage_text, stdout);
         exit(0);
@@ -148,7 +123,7 @@ static void parse_one(struct eval_args *a, int opt, const char *arg) {
         puts("moe-eval " MOE_VERSION);
         exit(0);
     default:
-        usage_error("%s: no such option, or its value is missing", arg);
+        arg_error("%s: no such option, or its value is missing", arg);
     }
     // clang-format on
 }
@@ -160,23 +135,23 @@ static void parse(struct eval_args *a, int argc, char **argv) {
     while ((opt = getopt_long(argc, argv, "", options, NULL)) != -1)
         parse_one(a, opt, argv[optind - 1]);
     if (optind + 1 != argc)
-        usage_error(optind == argc ? "which model?" : "one model at a time");
+        arg_error(optind == argc ? "which model?" : "one model at a time");
     a->model = argv[optind];
 
     int n_input = !!a->ids + !!a->text + !!a->file;
     int n_what = (n_input > 0) + !!a->perplexity + !!a->tokenize + !!a->tokenize_lines + a->ls;
 
     if (n_input > 1 || n_what > 1)
-        usage_error("--ids, --text, --file, --perplexity, --tokenize, --tokenize-lines and --ls "
-                    "exclude each other");
+        arg_error("--ids, --text, --file, --perplexity, --tokenize, --tokenize-lines and --ls "
+                  "exclude each other");
     if (n_what == 0)
-        usage_error("what is to be done?");
+        arg_error("what is to be done?");
     if (n_input == 0 && (a->layers || a->logits || a->greedy))
-        usage_error("--layers, --logits and --greedy need --ids, --text or --file");
+        arg_error("--layers, --logits and --greedy need --ids, --text or --file");
     if (a->kl && !a->perplexity)
-        usage_error("--kl needs --perplexity");
+        arg_error("--kl needs --perplexity");
     if (a->kl && a->exact)
-        usage_error("--kl compares with --exact already");
+        arg_error("--kl compares with --exact already");
 }
 
 static int run(struct eval *e) {
