@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <math.h>
+#include <string.h>
+
+#include "engine/model/gemma4-priv.h"
+#include "engine/moe/router.h"
+
+/*
+ * gemma4 - the text model of Gemma 4, mixture and dense
+ *
+ *   x = embedding * sqrt(d)
+ *   layer:  x += rms(attention(rms(x)))
+ *           x += rms(dense(rms(x)))                               dense models
+ *           x += rms(rms(dense(rms(x))) + rms(experts(rms(x))))   mixture models
+ *           x *= output scale
+ *   logits = softcap(head * rms(x))
+ *
+ * A step is a row of phases; rows of different sequences and positions go through them together,
+ * and every phase computes a row from that row alone, so a row's result does not depend on others.
+ *
+ * Source: Gemma 4 as published by Google in Hugging Face transformers; tensor names after GGUF.
+ */
+
+static struct ops_task product(const struct ops_mat *w, struct kern_rows x, float *y,
+                               size_t y_stride) {
+    return (struct ops_task){ .w = *w, .x = x, .y = y, .y_stride = y_stride };
+}
+
+/* y = gelu(gate x) * (up x), into the rows of @act */
+static struct ops_task product_glu(const struct ops_mat *gate, const struct ops_mat *up,
+                                   struct kern_rows x, struct ops_act *act, uint32_t first,
+                                   float *up_y) {
+    return (struct ops_task){ .w = *gate,
+                              .w2 = *up,
+                              .x = x,
+                              .y = ops_act_row(act, first),
+                              .y2 = up_y + first * act->f_stride,
+                              .y_stride = act->f_stride };
+}
+
+static void trace(const struct gemma4 *g, const char *what, const float *x, uint32_t n_col) {
+    if (g->model.trace)
+        g->model.trace(g->model.trace_arg, g->i_layer, what, x, g->n_row, n_col);
+}
+
+static void trace_route(const struct gemma4 *g) {
+    uint32_t n = g->conf.n_expert;
+
+    if (!g->model.trace)
+        return;
+    memcpy(g->prob, g->route, (size_t)g->n_row * n * sizeof *g->prob);
+    for (uint32_t r = 0; r < g->n_row; r++)
+        g->ops.kern->softmax(g->prob + (size_t)r * n, n);
+    trace(g, "probs", g->prob, n);
+}
+
+static void embed(void *arg, uint32_t r, uint32_t worker) {
+    const struct gemma4 *g = arg;
+    const struct gemma4_conf *c = &g->conf;
+    float *x = g->x + (size_t)r * c->n_embd, scale = (float)sqrt(c->n_embd);
+
+    ops_mat_row(g->ops.kern, &g->embd, (uint32_t)g->row[r].tok, x);
+    for (uint32_t i = 0; i < c->n_embd; i++)
+        x[i] *= scale;
+}
+
+static void angles(void *arg, uint32_t r, uint32_t worker) {
+    const struct gemma4 *g = arg;
+    const struct gemma4_conf *c = &g->conf;
+
+    ops_rope_angles(g->freq, c->head_dim / 2, g->row[r].pos, g->angle + (size_t)r * c->head_dim);
+    ops_rope_angles(g->freq_sliding, c->head_dim_sliding / 2, g->row[r].pos,
+                    g->angle_sliding + (size_t)r * c->head_dim_sliding);
+}
+
+static void norm_into(const struct gemma4 *g, const float *w, const struct ops_act *to,
+                      uint32_t row, const float *x) {
+    g->ops.kern->rmsnorm(x, w, g->conf.eps, ops_act_row(to, row), g->conf.n_embd);
+    ops_act_done(&g->ops, to, row);
+}
+
+static void attn_in(void *arg, uint32_t r, uint32_t worker) {
+    const struct gemma4 *g = arg;
+
+    norm_into(g, g->l->attn_norm, &g->in, r, g->x + (size_t)r * g->conf.n_embd);
+}
+
+static void add(float *x, const float *y, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++)
+        x[i] += y[i];
+}
+
+/* Attention's output joins the stream; the stream is normed for all branches that follow. */
+static void attn_out(void *arg, uint32_t r, uint32_t worker) {
+    const struct gemma4 *g = arg;
+    uint32_t d = g->conf.n_embd;
+    float *x = g->x + (size_t)r * d, *y = g->y + (size_t)r * d;
+
+    g->ops.kern->rmsnorm(y, g->l->attn_post_norm, g->conf.eps, y, d);
+    add(x, y, d);
+    norm_into(g, g->l->ffn_norm, &g->in, r, x);
+    if (g->conf.n_expert > 0) {
+        norm_into(g, g->l->router_scale, &g->route_in, r, x);
+        norm_into(g, g->l->moe_norm, &g->moe_in, r, x);
+    }
+}
+
+static void dense_mid(void *arg, uint32_t r, uint32_t worker) {
+    const struct gemma4 *g = arg;
+    const struct gemma4_conf *c = &g->conf;
+
+    ops_act_done(&g->ops, &g->dense, r);
+    if (c->n_expert > 0)
+        router_top(g->route + (size_t)r * c->n_expert, c->n_expert, c->n_expert_used,
+                   g->l->exp_scale, g->exp_id + (size_t)r * c->n_expert_used,
+                   g->exp_weight + (size_t)r * c->n_expert_used);
+}
+
+static void slot_gather(void *arg, uint32_t slot, uint32_t worker) {
+    const struct gemma4 *g = arg;
+
+    ops_act_copy(&g->slot_in, slot, &g->moe_in, g->group.row[slot]);
+}
+
+static void slot_mid(void *arg, uint32_t slot, uint32_t worker) {
+    const struct gemma4 *g = arg;
+
+    ops_act_done(&g->ops, &g->slot, slot);
+}
+
+/* The branches join the stream. A row's experts are added in the order the router gave them. */
+static void ffn_out(void *arg, uint32_t r, uint32_t worker) {
+    const struct gemma4 *g = arg;
+    const struct kern *k = g->ops.kern;
+    const struct gemma4_layer *l = g->l;
+    uint32_t d = g->conf.n_embd, n = g->conf.n_expert_used;
+    float *x = g->x + (size_t)r * d, *y = g->y + (size_t)r * d;
+    float eps = g->conf.eps;
+
+    if (g->conf.n_expert > 0) {
+        float *moe = g->moe + (size_t)r * d;
+
+        memset(moe, 0, d * sizeof *moe);
+        for (uint32_t i = 0; i < n; i++)
+            k->axpy[QUANT_F32](g->exp_weight[r * n + i],
+                               g->exp_y + (size_t)g->group.slot[r * n + i] * d, moe, d);
+        k->rmsnorm(y, l->dense_post_norm, eps, y, d);
+        k->rmsnorm(moe, l->moe_post_norm, eps, moe, d);
+        add(y, moe, d);
+    }
+    k->rmsnorm(y, l->ffn_post_norm, eps, y, d);
+    add(x, y, d);
+    if (l->scale)
+        for (uint32_t i = 0; i < d; i++)
+            x[i] *= *l->scale;
+}
+
+static void attention(struct gemma4 *g) {
+    const struct gemma4_layer *l = g->l;
+    const struct gemma4_layer_conf *c = l->conf;
+    struct ops *ops = &g->ops;
+    uint32_t n = g->n_row, d = g->conf.n_embd, n_kv = c->n_kv_head * c->head_dim;
+    uint32_t n_q = c->n_head * c->head_dim, n_task = 0;
+
+    ops_act_shape(&g->in, d, OPS_F32 | l->form_in);
+    ops_act_shape(&g->attn, n_q, OPS_F32 | l->form_o);
+    ops_each(ops, n, d * sizeof(float) * 4, attn_in, g);
+
+    struct kern_rows in = ops_act_rows(&g->in, 0, n);
+
+    g->task[n_task++] = product(&l->q, in, g->q, n_q);
+    g->task[n_task++] = product(&l->k, in, g->k, n_kv);
+    if (l->v.data)
+        g->task[n_task++] = product(&l->v, in, g->v, n_kv);
+    ops_mul(ops, g->task, n_task);
+
+    gemma4_attn(g);
+    g->task[0] = product(&l->o, ops_act_rows(&g->attn, 0, n), g->y, d);
+    ops_mul(ops, g->task, 1);
+}
+
+/* One product a distinct expert, its rows together; rows that lie together already stay there. */
+static uint32_t expert_inputs(struct gemma4 *g, struct ops_task *task) {
+    const struct gemma4_layer *l = g->l;
+    const struct group *group = &g->group;
+
+    for (uint32_t i = 0; i < group->n_expert; i++) {
+        const struct group_expert *e = &group->expert[i];
+        struct ops_mat gate = l->exp_gate, up = l->exp_up;
+        uint32_t row = group->row[e->first];
+        bool together = group->row[e->first + e->n - 1] - row == e->n - 1;
+
+        gate.data = (const uint8_t *)gate.data + e->id * l->exp_gate_size;
+        up.data = (const uint8_t *)up.data + e->id * l->exp_up_size;
+        task[i] = product_glu(&gate, &up,
+                              together ? ops_act_rows(&g->moe_in, row, e->n)
+                                       : ops_act_rows(&g->slot_in, e->first, e->n),
+                              &g->slot, e->first, g->exp_up);
+    }
+
+    return group->n_expert;
+}
+
+static void feed_forward(struct gemma4 *g) {
+    const struct gemma4_layer *l = g->l;
+    const struct gemma4_conf *c = &g->conf;
+    struct ops *ops = &g->ops;
+    uint32_t n = g->n_row, d = c->n_embd, n_task = 0, n_slot = n * c->n_expert_used;
+    bool moe = c->n_expert > 0;
+
+    ops_act_shape(&g->in, d, OPS_F32 | l->form_ffn);
+    ops_act_shape(&g->dense, l->conf->n_ff, OPS_F32 | l->form_down);
+    if (moe) {
+        ops_act_shape(&g->moe_in, d, OPS_F32 | l->form_moe);
+        ops_act_shape(&g->slot_in, d, l->form_moe);
+        ops_act_shape(&g->slot, c->n_ff_exp, OPS_F32 | l->form_exp_down);
+    }
+    ops_each(ops, n, d * sizeof(float) * 12, attn_out, g);
+    trace(g, "attn", g->x, d);
+
+    g->task[n_task++] =
+        product_glu(&l->gate, &l->up, ops_act_rows(&g->in, 0, n), &g->dense, 0, g->up);
+    if (moe) {
+        g->task[n_task] =
+            product(&l->router, ops_act_rows(&g->route_in, 0, n), g->route, c->n_expert);
+        g->task[n_task++].no_blas =
+            true; /* which experts a row takes must not depend on its batch */
+    }
+    ops_mul(ops, g->task, n_task);
+    ops_each(ops, n, l->conf->n_ff * sizeof(float), dense_mid, g);
+    if (moe)
+        trace_route(g);
+
+    g->task[0] = product(&l->down, ops_act_rows(&g->dense, 0, n), g->y, d);
+    if (!moe) {
+        ops_mul(ops, g->task, 1);
+    } else {
+        group_rows(&g->group, g->exp_id, n);
+        ops_each(ops, n_slot, d * 2, slot_gather, g);
+        ops_mul(ops, g->task, 1 + expert_inputs(g, g->task + 1));
+        ops_each(ops, n_slot, c->n_ff_exp * sizeof(float), slot_mid, g);
+        for (uint32_t i = 0; i < g->group.n_expert; i++) {
+            const struct group_expert *e = &g->group.expert[i];
+            struct ops_mat w = l->exp_down;
+
+            w.data = (const uint8_t *)w.data + e->id * l->exp_down_size;
+            g->task[i] = product(&w, ops_act_rows(&g->slot, e->first, e->n),
+                                 g->exp_y + (size_t)e->first * d, d);
+        }
+        ops_mul(ops, g->task, g->group.n_expert);
+    }
+    ops_each(ops, n, d * sizeof(float) * 12, ffn_out, g);
+    trace(g, "out", g->x, d);
+}
+
+static void head_in(void *arg, uint32_t i, uint32_t worker) {
+    const struct gemma4 *g = arg;
+
+    norm_into(g, g->out_norm, &g->in, i, g->x + (size_t)g->out_row[i] * g->conf.n_embd);
+}
+
+static void head(struct gemma4 *g) {
+    uint32_t n_out = 0;
+
+    for (uint32_t r = 0; r < g->n_row; r++)
+        if (g->row[r].out)
+            g->out_row[n_out++] = r;
+    if (n_out == 0)
+        return;
+    ops_act_shape(&g->in, g->conf.n_embd, OPS_F32 | ops_form(g->ops.exact, &g->head));
+    ops_each(&g->ops, n_out, g->conf.n_embd * sizeof(float) * 4, head_in, g);
+    g->task[0] = product(&g->head, ops_act_rows(&g->in, 0, n_out), g->logits, g->conf.n_vocab);
+    g->task[0].softcap = g->conf.softcap;
+    ops_mul(&g->ops, g->task, 1);
+}
+
+static void begin(struct gemma4 *g, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
+                  const atomic_bool *stop) {
+    g->kv = kv;
+    g->row = row;
+    g->n_row = n_row;
+    g->ops.stop = stop;
+    gemma4_attn_begin(g);
+    ops_each(&g->ops, n_row, (g->conf.head_dim + g->conf.head_dim_sliding) * 100, angles, g);
+}
+
+/* Layer @i, attention and feed-forward, on the residual stream. */
+static int run_layer(struct gemma4 *g, uint32_t i) {
+    g->i_layer = i;
+    g->l = &g->layer[i];
+    if (ops_stopped(&g->ops))
+        return MODEL_STOPPED;
+    attention(g);
+    if (ops_stopped(&g->ops))
+        return MODEL_STOPPED;
+    feed_forward(g);
+
+    return ops_stopped(&g->ops) ? MODEL_STOPPED : 0;
+}
+
+int gemma4_step(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
+                const atomic_bool *stop, const float **ret_logits) {
+    struct gemma4 *g = (struct gemma4 *)m;
+    int r;
+
+    begin(g, kv, row, n_row, stop);
+    ops_each(&g->ops, n_row, g->conf.n_embd * sizeof(float), embed, g);
+    g->i_layer = 0;
+    trace(g, "embd", g->x, g->conf.n_embd);
+    for (uint32_t i = 0; i < g->conf.n_layer; i++) {
+        r = run_layer(g, i);
+        if (r != 0)
+            return r;
+    }
+    head(g);
+    if (ops_stopped(&g->ops))
+        return MODEL_STOPPED;
+    *ret_logits = g->logits;
+    return 0;
+}
+
+int gemma4_run_layer(struct model *m, struct kvcache *kv, uint32_t layer,
+                     const struct model_row *row, uint32_t n_row, float *x) {
+    struct gemma4 *g = (struct gemma4 *)m;
+    size_t size = (size_t)n_row * g->conf.n_embd * sizeof *x;
+    int r;
+
+    begin(g, kv, row, n_row, NULL);
+    memcpy(g->x, x, size);
+    r = run_layer(g, layer);
+    memcpy(x, g->x, size);
+
+    return r;
+}
