@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/uio.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "engine/base/auto.h"
@@ -16,6 +16,10 @@
 
 #ifndef MADV_POPULATE_READ
 #define MADV_POPULATE_READ 22 /* Linux 5.14; older C libraries do not name it */
+#endif
+
+#ifndef __NR_cachestat
+#define __NR_cachestat 451 /* Linux 6.5, the same on every architecture */
 #endif
 
 enum {
@@ -164,6 +168,22 @@ static int read_cached(int fd, uint8_t *to, size_t n, uint64_t at) {
     return 0;
 }
 
+/* Is all of [at, at + n) in the page cache? Asking by a read that must not wait would not do: it
+ * starts read-ahead. No kernel before 6.5 tells, nor may one ask of a file one neither owns nor may
+ * write: then it counts as not there. */
+static bool is_cached(int fd, size_t n, uint64_t at) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    struct {
+        uint64_t at, n;
+    } range = { at, n };
+    struct {
+        uint64_t n_cached, n_dirty, n_writeback, n_evicted, n_recently_evicted; /* pages */
+    } stat;
+
+    return syscall(__NR_cachestat, fd, &range, &stat, 0) == 0 &&
+           stat.n_cached == (at + n - 1) / page - at / page + 1;
+}
+
 /* Read [at, at + n) of a part into @buf, which has room for a page more at either end; *ret_src is
  * where the bytes begin. What the page cache has is taken from there, the rest around it. */
 static int read_slab(const struct loader *l, const struct source *s, uint8_t *buf, size_t n,
@@ -171,18 +191,14 @@ static int read_slab(const struct loader *l, const struct source *s, uint8_t *bu
     size_t off = (size_t)(at % WEIGHTS_DIRECT_ALIGN);
     size_t whole =
         (off + n + WEIGHTS_DIRECT_ALIGN - 1) / WEIGHTS_DIRECT_ALIGN * WEIGHTS_DIRECT_ALIGN;
-    struct iovec v = { .iov_base = buf + off, .iov_len = n };
-    int r = 0;
+    int r;
 
     *ret_src = buf + off;
-    if (s->direct >= 0 && preadv2(s->fd, &v, 1, (off_t)at, RWF_NOWAIT) != (ssize_t)n) {
-        /* At the end of the file it gives less than whole, but not less than what lies there. */
-        if (pread(s->direct, buf, whole, (off_t)(at - off)) >= (ssize_t)(off + n))
-            return 0;
-        r = read_cached(s->fd, buf + off, n, at);
-    } else if (s->direct < 0) {
-        r = read_cached(s->fd, buf + off, n, at);
-    }
+    /* At the end of the file it gives less than whole, but not less than what lies there. */
+    if (s->direct >= 0 && !is_cached(s->fd, n, at) &&
+        pread(s->direct, buf, whole, (off_t)(at - off)) >= (ssize_t)(off + n))
+        return 0;
+    r = read_cached(s->fd, buf + off, n, at);
     if (r == 0 && (l->drop || s->direct < 0))
         (void)posix_fadvise(s->fd, (off_t)at, (off_t)n, POSIX_FADV_DONTNEED);
     return err_up(r);
