@@ -80,11 +80,19 @@ static void attn_mixed(void *arg, uint32_t r, uint32_t worker) {
     ops_act_done(&g->ops, &g->attn, r);
 }
 
+/* Positions row @r attends to. */
+static size_t n_seen(const struct gemma4 *g, uint32_t r) {
+    pos_t n = g->row[r].pos + 1;
+
+    return g->l->conf->sliding && n > g->conf.window ? g->conf.window : n;
+}
+
 void gemma4_attn(struct gemma4 *g) {
     const struct gemma4_layer_conf *c = g->l->conf;
     struct ops *ops = &g->ops;
     uint32_t n = g->n_row;
-    size_t seen = c->sliding && g->row[0].pos > g->conf.window ? g->conf.window : g->row[0].pos + 1;
+    size_t row_size = 2 * c->n_kv_head * quant_row_size(kvcache_fmt(g->kv), c->head_dim);
+    size_t seen = n_seen(g, 0);
     size_t cost = (size_t)c->head_dim * sizeof(float) * (c->n_head / c->n_kv_head + 2);
 
     if (g->fused) {
@@ -94,4 +102,6 @@ void gemma4_attn(struct gemma4 *g) {
         ops_each(ops, n * c->n_kv_head, cost * (1 + seen), attn_attend, g);
     }
     ops_each(ops, n, c->n_head * c->head_dim * sizeof(float), attn_mixed, g);
+    for (uint32_t r = 0; r < n; r++)
+        ops->phase->kv_bytes += n_seen(g, r) * row_size;
 }

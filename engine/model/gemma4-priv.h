@@ -38,10 +38,25 @@ struct gemma4_layer {
     unsigned form_in, form_o, form_ffn, form_down, form_moe, form_exp_down;
 };
 
+/* What ops_enter() is told; names in gemma4.c. */
+enum gemma4_phase {
+    GEMMA4_EMBED,
+    GEMMA4_QKV,
+    GEMMA4_ATTN,
+    GEMMA4_ATTN_OUT,
+    GEMMA4_DENSE_UP,   /* and router */
+    GEMMA4_DENSE_DOWN, /* and experts' gate and up */
+    GEMMA4_EXPERT_DOWN,
+    GEMMA4_COMBINE,
+    GEMMA4_HEAD,
+    GEMMA4_PHASE_N,
+};
+
 struct gemma4 {
     struct model model;
     struct gemma4_conf conf;
     struct ops ops;
+    struct ops_phase phase[GEMMA4_PHASE_N];
     struct arena weights, memory;
 
     struct ops_mat embd, head;

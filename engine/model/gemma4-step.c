@@ -39,6 +39,10 @@ static struct ops_task product_glu(const struct ops_mat *gate, const struct ops_
                               .y_stride = act->f_stride };
 }
 
+static void enter(struct gemma4 *g, enum gemma4_phase phase) {
+    ops_enter(&g->ops, &g->phase[phase]);
+}
+
 static void trace(const struct gemma4 *g, const char *what, const float *x, uint32_t n_col) {
     if (g->model.trace)
         g->model.trace(g->model.trace_arg, g->i_layer, what, x, g->n_row, n_col);
@@ -163,6 +167,7 @@ static void attention(struct gemma4 *g) {
     uint32_t n = g->n_row, d = g->conf.n_embd, n_kv = c->n_kv_head * c->head_dim;
     uint32_t n_q = c->n_head * c->head_dim, n_task = 0;
 
+    enter(g, GEMMA4_QKV);
     ops_act_shape(&g->in, d, OPS_F32 | l->form_in);
     ops_act_shape(&g->attn, n_q, OPS_F32 | l->form_o);
     ops_each(ops, n, d * sizeof(float) * 4, attn_in, g);
@@ -175,7 +180,9 @@ static void attention(struct gemma4 *g) {
         g->task[n_task++] = product(&l->v, in, g->v, n_kv);
     ops_mul(ops, g->task, n_task);
 
+    enter(g, GEMMA4_ATTN);
     gemma4_attn(g);
+    enter(g, GEMMA4_ATTN_OUT);
     g->task[0] = product(&l->o, ops_act_rows(&g->attn, 0, n), g->y, d);
     ops_mul(ops, g->task, 1);
 }
@@ -209,6 +216,7 @@ static void feed_forward(struct gemma4 *g) {
     uint32_t n = g->n_row, d = c->n_embd, n_task = 0, n_slot = n * c->n_expert_used;
     bool moe = c->n_expert > 0;
 
+    enter(g, GEMMA4_DENSE_UP);
     ops_act_shape(&g->in, d, OPS_F32 | l->form_ffn);
     ops_act_shape(&g->dense, l->conf->n_ff, OPS_F32 | l->form_down);
     if (moe) {
@@ -228,6 +236,7 @@ static void feed_forward(struct gemma4 *g) {
             true; /* which experts a row takes must not depend on its batch */
     }
     ops_mul(ops, g->task, n_task);
+    enter(g, GEMMA4_DENSE_DOWN);
     ops_each(ops, n, l->conf->n_ff * sizeof(float), dense_mid, g);
     if (moe)
         trace_route(g);
@@ -237,8 +246,10 @@ static void feed_forward(struct gemma4 *g) {
         ops_mul(ops, g->task, 1);
     } else {
         group_rows(&g->group, g->exp_id, n);
+        g->model.n_expert_read += g->group.n_expert;
         ops_each(ops, n_slot, d * 2, slot_gather, g);
         ops_mul(ops, g->task, 1 + expert_inputs(g, g->task + 1));
+        enter(g, GEMMA4_EXPERT_DOWN);
         ops_each(ops, n_slot, c->n_ff_exp * sizeof(float), slot_mid, g);
         for (uint32_t i = 0; i < g->group.n_expert; i++) {
             const struct group_expert *e = &g->group.expert[i];
@@ -250,6 +261,7 @@ static void feed_forward(struct gemma4 *g) {
         }
         ops_mul(ops, g->task, g->group.n_expert);
     }
+    enter(g, GEMMA4_COMBINE);
     ops_each(ops, n, d * sizeof(float) * 12, ffn_out, g);
     trace(g, "out", g->x, d);
 }
@@ -268,6 +280,7 @@ static void head(struct gemma4 *g) {
             g->out_row[n_out++] = r;
     if (n_out == 0)
         return;
+    enter(g, GEMMA4_HEAD);
     ops_act_shape(&g->in, g->conf.n_embd, OPS_F32 | ops_form(g->ops.exact, &g->head));
     ops_each(&g->ops, n_out, g->conf.n_embd * sizeof(float) * 4, head_in, g);
     g->task[0] = product(&g->head, ops_act_rows(&g->in, 0, n_out), g->logits, g->conf.n_vocab);
@@ -281,6 +294,7 @@ static void begin(struct gemma4 *g, struct kvcache *kv, const struct model_row *
     g->row = row;
     g->n_row = n_row;
     g->ops.stop = stop;
+    enter(g, GEMMA4_EMBED);
     gemma4_attn_begin(g);
     ops_each(&g->ops, n_row, (g->conf.head_dim + g->conf.head_dim_sliding) * 100, angles, g);
 }
@@ -299,13 +313,10 @@ static int run_layer(struct gemma4 *g, uint32_t i) {
     return ops_stopped(&g->ops) ? MODEL_STOPPED : 0;
 }
 
-int gemma4_step(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
-                const atomic_bool *stop, const float **ret_logits) {
-    struct gemma4 *g = (struct gemma4 *)m;
+static int run(struct gemma4 *g, const float **ret_logits) {
     int r;
 
-    begin(g, kv, row, n_row, stop);
-    ops_each(&g->ops, n_row, g->conf.n_embd * sizeof(float), embed, g);
+    ops_each(&g->ops, g->n_row, g->conf.n_embd * sizeof(float), embed, g);
     g->i_layer = 0;
     trace(g, "embd", g->x, g->conf.n_embd);
     for (uint32_t i = 0; i < g->conf.n_layer; i++) {
@@ -320,6 +331,18 @@ int gemma4_step(struct model *m, struct kvcache *kv, const struct model_row *row
     return 0;
 }
 
+int gemma4_step(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
+                const atomic_bool *stop, const float **ret_logits) {
+    struct gemma4 *g = (struct gemma4 *)m;
+    int r;
+
+    begin(g, kv, row, n_row, stop);
+    r = run(g, ret_logits);
+    ops_enter(&g->ops, &g->ops.outside);
+
+    return r;
+}
+
 int gemma4_run_layer(struct model *m, struct kvcache *kv, uint32_t layer,
                      const struct model_row *row, uint32_t n_row, float *x) {
     struct gemma4 *g = (struct gemma4 *)m;
@@ -329,6 +352,7 @@ int gemma4_run_layer(struct model *m, struct kvcache *kv, uint32_t layer,
     begin(g, kv, row, n_row, NULL);
     memcpy(g->x, x, size);
     r = run_layer(g, layer);
+    ops_enter(&g->ops, &g->ops.outside);
     memcpy(x, g->x, size);
 
     return r;

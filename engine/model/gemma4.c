@@ -139,6 +139,18 @@ static int init_step(struct gemma4 *g, const struct kern *kern, struct pool *poo
     return 0;
 }
 
+static const char *const phase_name[GEMMA4_PHASE_N] = {
+    [GEMMA4_EMBED] = "embed",
+    [GEMMA4_QKV] = "q, k, v",
+    [GEMMA4_ATTN] = "attention",
+    [GEMMA4_ATTN_OUT] = "attention out",
+    [GEMMA4_DENSE_UP] = "router, dense up",
+    [GEMMA4_DENSE_DOWN] = "experts up, dense down",
+    [GEMMA4_EXPERT_DOWN] = "experts down",
+    [GEMMA4_COMBINE] = "combine",
+    [GEMMA4_HEAD] = "head",
+};
+
 static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const struct kern *kern,
                       struct pool *pool, const struct model_options *opt, struct why *why) {
     AUTO(gemma4_free) struct gemma4 *g = calloc(1, sizeof *g);
@@ -166,6 +178,11 @@ static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const s
     if (g->ops.blas)
         ops_blas_init();
 
+    for (uint32_t i = 0; i < GEMMA4_PHASE_N; i++)
+        g->phase[i].name = phase_name[i];
+    g->model.phase = g->phase;
+    g->model.n_phase = GEMMA4_PHASE_N;
+    g->model.ops = &g->ops;
     g->model.kv_layer = c->kv;
     g->model.info = (struct model_info){
         .n_layer = c->n_layer,

@@ -15,6 +15,10 @@ struct model {
     uint32_t n_batch, n_out;
     struct weights weights;
     struct pool *pool;
+    struct ops *ops;
+    const struct ops_phase *phase; /* [n_phase] */
+    uint32_t n_phase;
+    uint64_t n_step, n_row, n_expert_read; /* so far */
     model_trace_fn *trace;
     void *trace_arg;
 };

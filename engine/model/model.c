@@ -125,6 +125,8 @@ int model_step(struct model *m, struct kvcache *kv, const struct model_row *row,
         n_out += row[i].out;
     }
     assert(n_out <= m->n_out);
+    m->n_step++;
+    m->n_row += n_row;
 
     return m->arch->step(m, kv, row, n_row, stop, ret_logits);
 }
@@ -134,6 +136,24 @@ int model_layer(struct model *m, struct kvcache *kv, uint32_t layer, const struc
     assert(layer < m->info.n_layer && n_row > 0 && n_row <= m->n_batch);
 
     return m->arch->layer(m, kv, layer, row, n_row, x);
+}
+
+void model_stats(const struct model *m, struct model_stats *ret) {
+    *ret =
+        (struct model_stats){ .steps = m->n_step, .rows = m->n_row, .experts = m->n_expert_read };
+    for (uint32_t i = 0; i < m->n_phase; i++) {
+        ret->barriers += m->phase[i].barriers;
+        ret->weight_bytes += m->phase[i].weight_bytes;
+    }
+}
+
+const struct ops_phase *model_phases(const struct model *m, uint32_t *ret_n) {
+    *ret_n = m->n_phase;
+    return m->phase;
+}
+
+void model_clocks(struct model *m, bool on) {
+    ops_timed(m->ops, on);
 }
 
 void model_trace(struct model *m, model_trace_fn *fn, void *arg) {

@@ -21,6 +21,7 @@
 #include "engine/hw/pool.h"
 #include "engine/kern/kern.h"
 #include "engine/kv/kvcache.h"
+#include "engine/model/ops.h"
 #include "engine/model/weights.h"
 
 struct model;
@@ -106,6 +107,20 @@ int model_step(struct model *m, struct kvcache *kv, const struct model_row *row,
  * Return: 0. K and V of the rows are appended to @kv as model_step() would. */
 int model_layer(struct model *m, struct kvcache *kv, uint32_t layer, const struct model_row *row,
                 uint32_t n_row, float *x);
+
+/* What all steps so far did. */
+struct model_stats {
+    uint64_t steps, rows;
+    uint64_t barriers;     /* times workers met */
+    uint64_t weight_bytes; /* of matrices, once a step however many rows share them */
+    uint64_t experts;      /* distinct ones a layer, summed over layers */
+};
+void model_stats(const struct model *m, struct model_stats *ret);
+
+/* What steps did by phase, summed since model_new(). Times are there while clocks are on; they cost
+ * nothing when off. Return: [*ret_n], borrowed from the model. */
+const struct ops_phase *model_phases(const struct model *m, uint32_t *ret_n);
+void model_clocks(struct model *m, bool on);
 
 /* Called with the residual stream, f32 [n_row][n_embd], before the first layer ("embd") and after
  * each half of a layer ("attn", "out"), and after the router with probabilities [n_row][n_expert]

@@ -4,6 +4,7 @@
 #include <assert.h>
 #include <math.h>
 #include <string.h>
+#include <time.h>
 
 enum {
     OPS_STEP = 16,            /* output rows come in multiples of this, as tiers want them */
@@ -20,6 +21,7 @@ struct ops_cursor {
 int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, size_t n_scratch,
              struct arena *a) {
     *ops = (struct ops){ .kern = kern, .pool = pool, .n_worker = pool_n_worker(pool) };
+    ops->phase = &ops->outside;
     ops->n_scratch = (n_scratch + 31) & ~(size_t)31;
     /* arena pieces are aligned to 64, a cursor wants 128 */
     uintptr_t at = (uintptr_t)arena_alloc(a, ops->n_worker + 1, sizeof *ops->cursor);
@@ -33,17 +35,44 @@ float *ops_scratch(const struct ops *ops, uint32_t worker) {
     return ops->scratch + worker * ops->n_scratch;
 }
 
+/* ---- phases ---- */
+
+static uint64_t now_nsec(void) {
+    struct timespec t;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
+}
+
+void ops_enter(struct ops *ops, struct ops_phase *phase) {
+    if (ops->timed) {
+        uint64_t now = now_nsec();
+
+        ops->phase->nsec += now - ops->since;
+        ops->since = now;
+    }
+    ops->phase = phase;
+    phase->n++;
+}
+
+void ops_timed(struct ops *ops, bool on) {
+    ops->timed = on;
+    ops->since = on ? now_nsec() : 0;
+}
+
 /* ---- items ---- */
 
 struct ops_run {
     struct ops *ops;
     ops_item_fn *fn;
     void *arg;
+    _Atomic uint64_t busy_nsec;
 };
 
 static void run_items(void *arg, uint32_t worker, uint32_t n_worker) {
-    const struct ops_run *run = arg;
+    struct ops_run *run = arg;
     struct ops *ops = run->ops;
+    uint64_t since = ops->timed ? now_nsec() : 0;
 
     for (uint32_t i = 0; i < n_worker; i++) {
         struct ops_cursor *c = &ops->cursor[(worker + i) % n_worker];
@@ -57,14 +86,20 @@ static void run_items(void *arg, uint32_t worker, uint32_t n_worker) {
             run->fn(run->arg, item, worker);
         }
     }
+    if (ops->timed)
+        atomic_fetch_add_explicit(&run->busy_nsec, now_nsec() - since, memory_order_relaxed);
 }
 
 void ops_each(struct ops *ops, uint32_t n_item, size_t cost, ops_item_fn *fn, void *arg) {
     struct ops_run run = { .ops = ops, .fn = fn, .arg = arg };
 
     if (ops->n_worker == 1 || n_item <= 1 || cost < OPS_SERIAL / n_item) {
+        uint64_t since = ops->timed ? now_nsec() : 0;
+
         for (uint32_t i = 0; i < n_item && !ops_stopped(ops); i++)
             fn(arg, i, 0);
+        if (ops->timed)
+            ops->phase->busy_nsec += now_nsec() - since;
         return;
     }
     for (uint32_t w = 0; w < ops->n_worker; w++) {
@@ -74,6 +109,8 @@ void ops_each(struct ops *ops, uint32_t n_item, size_t cost, ops_item_fn *fn, vo
         atomic_store_explicit(&ops->cursor[w].next, begin, memory_order_relaxed);
     }
     pool_share(ops->pool, run_items, &run);
+    ops->phase->barriers++;
+    ops->phase->busy_nsec += run.busy_nsec;
 }
 
 /* ---- activations ---- */
@@ -236,6 +273,17 @@ static void mul_item(void *arg, uint32_t item, uint32_t worker) {
     }
 }
 
+static void count_product(struct ops_phase *p, bool exact, const struct ops_task *t) {
+    uint32_t n_mat = t->w2.data ? 2 : 1;
+    uint64_t n = 2 * (uint64_t)t->w.n_out * t->w.n_col * t->x.n_row * n_mat;
+
+    p->weight_bytes += t->w.stride * t->w.n_out * n_mat;
+    if (ops_form(exact, &t->w) == OPS_Q8)
+        p->int8_ops += n;
+    else
+        p->f32_ops += n;
+}
+
 /* Output rows of an item are a multiple of this: whole groups, whose sizes are powers of two. */
 static uint32_t row_step(const struct ops_task *t) {
     const struct ops_mat *both[] = { &t->w, &t->w2 };
@@ -256,8 +304,10 @@ void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n) {
     uint32_t n_item = 0;
 
     assert(n > 0 && n <= OPS_TASK_MAX);
-    for (uint32_t i = 0; i < n; i++)
+    for (uint32_t i = 0; i < n; i++) {
         total += row_cost(&task[i]) * task[i].w.n_out;
+        count_product(ops->phase, ops->exact, &task[i]);
+    }
 
     size_t want = total / ((size_t)ops->n_worker * OPS_ITEMS);
 

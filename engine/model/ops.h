@@ -28,15 +28,30 @@ enum {
     OPS_TASK_MAX = 1032,  /* matrices of one ops_mul() */
 };
 
+/* What the phases of one name did. Counters always run, clocks only under ops_timed(). */
+struct ops_phase {
+    const char *name;
+    uint64_t n;               /* times it was entered */
+    uint64_t nsec, busy_nsec; /* wall clock from entering it to the next; workers' time in items */
+    uint64_t barriers;        /* times workers met */
+    uint64_t weight_bytes;    /* of matrices, once however many rows share them */
+    uint64_t int8_ops, f32_ops; /* of products; a multiplication and its addition are two */
+    uint64_t kv_bytes;          /* keys and values read */
+};
+
 struct ops_cursor; /* items of one worker not begun yet, on a cache line of its own */
 
 struct ops {
     const struct kern *kern;
     struct pool *pool;
     uint32_t n_worker;
-    bool exact;              /* float activations for every format */
-    bool blas;               /* OpenBLAS may be used */
-    const atomic_bool *stop; /* set: items not begun are dropped; NULL: never */
+    bool exact;               /* float activations for every format */
+    bool blas;                /* OpenBLAS may be used */
+    const atomic_bool *stop;  /* set: items not begun are dropped; NULL: never */
+    struct ops_phase outside; /* counts outside of steps */
+    struct ops_phase *phase;  /* the one that counts now */
+    bool timed;
+    uint64_t since; /* nsec, when it was entered */
     struct ops_cursor *cursor;
     float *scratch; /* [n_worker][n_scratch] */
     size_t n_scratch;
@@ -46,6 +61,11 @@ struct ops {
  * Return: 0, or -ENOMEM when @a does not hold it. */
 int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, size_t n_scratch,
              struct arena *a);
+
+/* From now on @phase counts. */
+void ops_enter(struct ops *ops, struct ops_phase *phase);
+/* Turn clocks on or off. */
+void ops_timed(struct ops *ops, bool on);
 
 static inline bool ops_stopped(const struct ops *ops) {
     return ops->stop && atomic_load_explicit(ops->stop, memory_order_relaxed);

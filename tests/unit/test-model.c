@@ -463,6 +463,43 @@ static void test_stop(void **state) {
     tear_down(&s);
 }
 
+/* Counters say what a step must read, whatever ran it: a decoded token's matrices, each once. */
+static void test_stats(void **state) {
+    const struct model_info *info;
+    const struct ops_phase *phase;
+    struct model_stats before, after;
+    uint64_t nsec = 0, kv = 0;
+    uint32_t seq = 0, n;
+    pos_t pos = 0;
+    struct setup s;
+    float *logits;
+
+    set_up(&s, "tiny", 2, false);
+    info = model_info(s.model);
+    logits = calloc(info->n_vocab, sizeof *logits);
+    model_clocks(s.model, true);
+    model_stats(s.model, &before);
+    step(&s, &seq, &pos, 1, logits);
+    model_stats(s.model, &after);
+    assert_int_equal(after.steps - before.steps, 1);
+    assert_int_equal(after.rows - before.rows, 1);
+    assert_int_equal(after.experts - before.experts, info->n_layer * info->n_expert_used);
+    /* vectors and one row of the embedding are not counted */
+    assert_true(after.weight_bytes - before.weight_bytes < info->token_bytes);
+    assert_true(after.weight_bytes - before.weight_bytes > info->token_bytes / 100 * 85);
+
+    phase = model_phases(s.model, &n);
+    for (uint32_t i = 0; i < n; i++) {
+        assert_true(phase[i].n == 1 || phase[i].n == info->n_layer);
+        assert_true(phase[i].busy_nsec <= 2 * phase[i].nsec);
+        nsec += phase[i].nsec;
+        kv += phase[i].kv_bytes;
+    }
+    assert_true(nsec > 0 && kv > 0);
+    free(logits);
+    tear_down(&s);
+}
+
 static void test_info(void **state) {
     struct setup s;
     const struct model_info *i;
@@ -691,6 +728,7 @@ int main(void) {
         cmocka_unit_test(test_layers),
         cmocka_unit_test(test_trace_routes),
         cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_stats),
         cmocka_unit_test(test_info),
         cmocka_unit_test(test_bad_numbers),
         cmocka_unit_test(test_bad_keys),
