@@ -273,12 +273,12 @@ static void mul_item(void *arg, uint32_t item, uint32_t worker) {
     }
 }
 
-static void count_product(struct ops_phase *p, bool exact, const struct ops_task *t) {
-    uint32_t n_mat = t->w2.data ? 2 : 1;
-    uint64_t n = 2 * (uint64_t)t->w.n_out * t->w.n_col * t->x.n_row * n_mat;
+static void count_product(struct ops_phase *p, bool exact, const struct ops_mat *w,
+                          uint32_t n_row) {
+    uint64_t n = 2 * (uint64_t)w->n_out * w->n_col * n_row;
 
-    p->weight_bytes += t->w.stride * t->w.n_out * n_mat;
-    if (ops_form(exact, &t->w) == OPS_Q8)
+    p->weight_bytes += w->stride * w->n_out;
+    if (ops_form(exact, w) == OPS_Q8)
         p->int8_ops += n;
     else
         p->f32_ops += n;
@@ -306,7 +306,9 @@ void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n) {
     assert(n > 0 && n <= OPS_TASK_MAX);
     for (uint32_t i = 0; i < n; i++) {
         total += row_cost(&task[i]) * task[i].w.n_out;
-        count_product(ops->phase, ops->exact, &task[i]);
+        count_product(ops->phase, ops->exact, &task[i].w, task[i].x.n_row);
+        if (task[i].w2.data)
+            count_product(ops->phase, ops->exact, &task[i].w2, task[i].x.n_row);
     }
 
     size_t want = total / ((size_t)ops->n_worker * OPS_ITEMS);
