@@ -70,6 +70,7 @@ typedef void kern_quantize_fn(const float *x, size_t n, int8_t *q, float *d, int
 typedef float kern_dot_fn(const void *a, const float *b, size_t n);    /* sum a[i] * b[i] */
 typedef void kern_axpy_fn(float s, const void *x, float *y, size_t n); /* y += s * x */
 typedef void kern_decode_fn(const void *src, float *dst, size_t n);
+typedef uint64_t kern_peak_fn(uint32_t n);
 
 /* Packed weights: groups of n_row rows, interleaved the way this tier's kernel reads them. A group
  * takes exactly the bytes its rows took, so a packed matrix lies where the plain one lay. */
@@ -112,6 +113,10 @@ struct kern {
     void (*rope)(float *x, const float *cs, size_t n);
     /* x = cap * tanh(x / cap) */
     void (*softcap)(float *x, float cap, size_t n);
+
+    /* The integer products of this tier on registers and nothing else, @n rounds of some 100,000:
+     * no kernel of it can do more. Return: operations done, products and sums counted apart. */
+    kern_peak_fn *peak;
 };
 
 void kern_bind(struct kern *k, uint32_t cpu);

@@ -890,6 +890,23 @@ static void softcap(float *x, float cap, size_t n) {
     k->dot[FMT] = dot_##fmt;                                                                       \
     k->axpy[FMT] = axpy_##fmt
 
+/* What the registers hold does not matter. */
+static uint64_t peak(uint32_t n) {
+    for (uint32_t i = 0; i < n * 128; i++)
+        __asm__ volatile(".irp acc, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15\n"
+                         "vpmaddubsw %%ymm0, %%ymm0, %%ymm1\n"
+                         "vpmaddwd %%ymm0, %%ymm1, %%ymm1\n"
+                         "vpaddd %%ymm1, %%ymm\\acc, %%ymm\\acc\n"
+                         ".endr"
+                         :
+                         :
+                         : "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+                           "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+    _mm256_zeroupper();
+
+    return (uint64_t)n * 128 * 14 * 32 * 2;
+}
+
 void kern_use_avx2(struct kern *k) {
     BIND_ROW(QUANT_F32, f32);
     BIND_ROW(QUANT_F16, f16);
@@ -915,4 +932,5 @@ void kern_use_avx2(struct kern *k) {
     k->softmax = softmax;
     k->rope = rope;
     k->softcap = softcap;
+    k->peak = peak;
 }

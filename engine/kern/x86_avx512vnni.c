@@ -622,6 +622,21 @@ ROW_ENTRIES(bf16)
     k->dot[FMT] = dot_##fmt;                                                                       \
     k->axpy[FMT] = axpy_##fmt
 
+/* What the registers hold does not matter. */
+static uint64_t peak(uint32_t n) {
+    for (uint32_t i = 0; i < n * 64; i++)
+        __asm__ volatile(".irp acc, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16\n"
+                         "vpdpbusd %%zmm0, %%zmm0, %%zmm\\acc\n"
+                         ".endr"
+                         :
+                         :
+                         : "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+                           "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16");
+    _mm256_zeroupper();
+
+    return (uint64_t)n * 64 * 16 * 64 * 2;
+}
+
 void kern_use_avx512vnni(struct kern *k) {
     BIND_ROW(QUANT_F32, f32);
     BIND_ROW(QUANT_F16, f16);
@@ -640,4 +655,5 @@ void kern_use_avx512vnni(struct kern *k) {
     BIND(QUANT_IQ4_XS, iq4_xs);
     BIND(QUANT_MXFP4, mxfp4);
     kern_pack_avx512vnni(k);
+    k->peak = peak;
 }
