@@ -127,18 +127,21 @@ static void wait_worker(struct pool *p, struct worker *w, unsigned phase) {
     atomic_store(&p->caller_sleeps, false);
 }
 
-static void pin_self(const struct pool *p, uint32_t worker) {
+/* Pin the calling thread to the CPUs of workers @first to @end - 1. */
+static void pin_self(const struct pool *p, uint32_t first, uint32_t end) {
     cpu_set_t *set;
     size_t size = CPU_ALLOC_SIZE(CPU_MAX);
 
-    if (!p->pin || p->worker[worker].os >= CPU_MAX)
+    if (!p->pin)
         return;
     set = CPU_ALLOC(CPU_MAX);
     if (!set)
         return;
     CPU_ZERO_S(size, set);
-    CPU_SET_S(p->worker[worker].os, size, set);
-    (void)sched_setaffinity(0, size, set); /* refused: the thread floats */
+    for (uint32_t i = first; i < end; i++)
+        if (p->worker[i].os < CPU_MAX)
+            CPU_SET_S(p->worker[i].os, size, set);
+    (void)sched_setaffinity(0, size, set); /* refused, or none known: the thread floats */
     CPU_FREE(set);
 }
 
@@ -162,7 +165,7 @@ static void *worker_main(void *arg) {
     struct pool *p = w->pool;
     unsigned phase = 0;
 
-    pin_self(p, w->index);
+    pin_self(p, w->index, w->index + 1);
     for (;;) {
         wait_phase(p, phase);
         if (atomic_load(&p->quit))
@@ -261,7 +264,11 @@ uint32_t pool_n_worker(const struct pool *p) {
 }
 
 void pool_adopt(struct pool *p) {
-    pin_self(p, 0);
+    pin_self(p, 0, 1);
+}
+
+void pool_float(const struct pool *p) {
+    pin_self(p, 0, p->n_worker);
 }
 
 /* @all: every worker must run @fn; else one that has not begun when the caller is through with it

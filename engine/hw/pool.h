@@ -43,6 +43,9 @@ uint32_t pool_n_worker(const struct pool *p);
  * it makes afterwards inherit that. */
 void pool_adopt(struct pool *p);
 
+/* Let the calling thread, no worker, run on the CPU of any worker. */
+void pool_float(const struct pool *p);
+
 /* Run @fn on all workers; returns when every one has returned. */
 void pool_run(struct pool *p, pool_fn *fn, void *arg);
 

@@ -5,16 +5,16 @@
  * weights - where a model's matrices lie: in the file's mapping, or packed for the kernels
  *
  * Matrices are planned while they are bound; weights_map() then makes room for all that are packed.
- * weights_load() reads them from the file, past the mapping, and packs slab by slab on all workers,
- * so there is never a second copy of more than a slab a worker. What is not packed stays in the
- * mapping and is paged in.
+ * weights_load() (weights-load.c) reads them from the file, past the mapping, and packs slab by
+ * slab on all workers and some threads more, so that disk and CPUs are busy at once; there is never
+ * a second copy of more than a slab each. What is not packed stays in the mapping and is paged in.
  *
  *   packed tensor:  groups of n_row rows, in the file's order; the rows of all experts are one
  *                   sequence, since those of one expert are whole groups
  *
  * Owner:   the engine thread; read-only once loaded.
  * Memory:  one anonymous mapping, huge pages where the kernel gives them; while loading, a slab a
- *          worker besides.
+ *          thread besides.
  */
 
 #include <stdatomic.h>
@@ -34,7 +34,7 @@ enum {
 };
 
 enum {
-    WEIGHTS_SLAB = 2 << 20,   /* bytes of whole groups a worker reads and packs at once, about */
+    WEIGHTS_SLAB = 2 << 20,   /* bytes of whole groups read and packed at once, about */
     WEIGHTS_CHUNK = 16 << 20, /* bytes paged in at once */
 };
 

@@ -258,10 +258,13 @@ static void test_pinning(void **state) {
     for (uint32_t n = 1; n <= N_MAX; n++) {
         AUTO(pool_free) struct pool *p = NULL;
         struct where w = { 0 };
+        cpu_set_t afloat;
 
         assert_int_equal(pool_new(&p, t, n), 0);
         pool_adopt(p);
         pool_run(p, note_affinity, &w);
+        pool_float(p);
+        assert_int_equal(sched_getaffinity(0, sizeof afloat, &afloat), 0);
         assert_int_equal(sched_setaffinity(0, sizeof all, &all), 0);
         for (uint32_t i = 0; i < n; i++) {
             bool pinned = n > 1 && n <= t->n_cpu;
@@ -269,7 +272,10 @@ static void test_pinning(void **state) {
             assert_int_equal(w.n_cpu[i], pinned ? 1 : CPU_COUNT(&all));
             if (pinned)
                 assert_int_equal(w.cpu[i], t->cpu[i].os);
+            if (pinned)
+                assert_true(CPU_ISSET(t->cpu[i].os, &afloat));
         }
+        assert_int_equal(CPU_COUNT(&afloat), n > 1 && n <= t->n_cpu ? (int)n : CPU_COUNT(&all));
     }
 }
 

@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "engine/base/mem.h"
+#include "engine/model/weights.h"
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22 /* Linux 5.14; older C libraries do not name it */
+#endif
+
+#ifndef __NR_cachestat
+#define __NR_cachestat 451 /* Linux 6.5, the same on every architecture */
+#endif
+
+enum {
+    WEIGHTS_DIRECT_ALIGN = 4096, /* what O_DIRECT asks of offsets, sizes and memory at most */
+    WEIGHTS_DEPTH = 4,           /* slabs in the making: fewer leave a fast disk idle meanwhile */
+};
+
+/* A tensor, cut into items: slabs to read and pack, or chunks to page in. */
+struct piece {
+    const struct tensor *t;
+    const struct kern_pack *pack;
+    uint8_t *to;
+    uint32_t first; /* its first item */
+    size_t step;    /* bytes an item */
+};
+
+/* Where a part is read from, past its mapping. */
+struct source {
+    int fd;     /* gguf's, through the page cache */
+    int direct; /* around the page cache; -1: not on this file system */
+};
+
+struct loader {
+    struct weights *w;
+    const struct weights_load *load;
+    struct piece *piece;   /* [n_piece] */
+    struct source *source; /* [n_part] */
+    uint32_t n_piece, n_item;
+    uint8_t *bounce; /* [workers and helpers][bounce_size] */
+    size_t bounce_size, bounce_total;
+    uint64_t total;
+    bool drop; /* both copies do not fit: what was read leaves the page cache */
+    atomic_uint next;
+    _Atomic uint64_t done, ahead;
+    atomic_int failed; /* first -errno */
+    atomic_uint failed_item;
+};
+
+static bool load_over(const struct loader *l) {
+    return atomic_load_explicit(&l->failed, memory_order_relaxed) != 0 ||
+           (l->load->stop && atomic_load_explicit(l->load->stop, memory_order_relaxed));
+}
+
+/* Make [at, at + n) of a file's mapping resident. */
+static int page_in(const uint8_t *at, size_t n) {
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), off = (uintptr_t)at % page;
+
+    if (madvise((void *)(uintptr_t)(at - off), n + off, MADV_POPULATE_READ) == 0)
+        return 0;
+    if (errno == ENOMEM || errno == EAGAIN)
+        return 0; /* memory is short: what is missing is read when it is used */
+    if (errno != EINVAL)
+        return err_new(-errno); /* EFAULT: a read of the file failed, or it was cut short */
+
+    for (size_t i = 0; i < n; i += page)
+        (void)*(const volatile uint8_t *)(at + i);
+    return 0;
+}
+
+/* A model larger than memory is served too: what does not fit is left to be read when it is used,
+ * since reading it ahead would only push out what was read before. */
+static int load_chunk(struct loader *l, const struct piece *p, size_t at, size_t n) {
+    const struct source *s = &l->source[p->t->part];
+    uint64_t ahead = atomic_fetch_add_explicit(&l->ahead, n, memory_order_relaxed) + n;
+
+    if (l->load->ahead_max && ahead > l->load->ahead_max)
+        return 0;
+    /* The disk fetches the next chunk while this one is mapped in. */
+    (void)posix_fadvise(s->fd, (off_t)(p->t->offset + at), 2 * WEIGHTS_CHUNK, POSIX_FADV_WILLNEED);
+    return err_up(page_in((const uint8_t *)p->t->data + at, n));
+}
+
+/* Read [at, at + n) through the page cache. Return: 0 or -errno. */
+static int read_cached(int fd, uint8_t *to, size_t n, uint64_t at) {
+    while (n) {
+        ssize_t k = pread(fd, to, n, (off_t)at);
+
+        if (k < 0 && errno == EINTR)
+            continue;
+        if (k <= 0)
+            return err_new(k < 0 ? -errno : -EIO); /* the file was cut short */
+        to += k;
+        n -= (size_t)k;
+        at += (size_t)k;
+    }
+    return 0;
+}
+
+/* Is all of [at, at + n) in the page cache? Asking by a read that must not wait would not do: it
+ * starts read-ahead. No kernel before 6.5 tells, nor may one ask of a file one neither owns nor may
+ * write: then it counts as not there. */
+static bool is_cached(int fd, size_t n, uint64_t at) {
+    const uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
+    struct {
+        uint64_t at, n;
+    } range = { at, n };
+    struct {
+        uint64_t n_cached, n_dirty, n_writeback, n_evicted, n_recently_evicted; /* pages */
+    } stat;
+
+    return syscall(__NR_cachestat, fd, &range, &stat, 0) == 0 &&
+           stat.n_cached == (at + n - 1) / page - at / page + 1;
+}
+
+/* Read [at, at + n) of a part into @buf, which has room for a page more at either end; *ret_src is
+ * where the bytes begin. What the page cache has is taken from there, the rest around it. */
+static int read_slab(const struct loader *l, const struct source *s, uint8_t *buf, size_t n,
+                     uint64_t at, const uint8_t **ret_src) {
+    size_t off = (size_t)(at % WEIGHTS_DIRECT_ALIGN);
+    size_t whole =
+        (off + n + WEIGHTS_DIRECT_ALIGN - 1) / WEIGHTS_DIRECT_ALIGN * WEIGHTS_DIRECT_ALIGN;
+    int r;
+
+    *ret_src = buf + off;
+    /* At the end of the file it gives less than whole, but not less than what lies there. */
+    if (s->direct >= 0 && !is_cached(s->fd, n, at) &&
+        pread(s->direct, buf, whole, (off_t)(at - off)) >= (ssize_t)(off + n))
+        return 0;
+    r = read_cached(s->fd, buf + off, n, at);
+    if (r == 0 && (l->drop || s->direct < 0))
+        (void)posix_fadvise(s->fd, (off_t)at, (off_t)n, POSIX_FADV_DONTNEED);
+    return err_up(r);
+}
+
+static int load_slab(struct loader *l, const struct piece *p, size_t at, size_t n,
+                     uint32_t worker) {
+    const struct kern_pack *pack = p->pack;
+    size_t stride = quant_row_size(p->t->fmt, p->t->ne[0]), group = stride * pack->n_row;
+    const uint8_t *src;
+    int r;
+
+    r = read_slab(l, &l->source[p->t->part], l->bounce + worker * l->bounce_size, n,
+                  p->t->offset + at, &src);
+    if (r < 0)
+        return err_up(r);
+    for (size_t i = 0; i < n; i += group)
+        pack->pack(src + i, stride, (uint32_t)p->t->ne[0], p->to + at + i);
+    return 0;
+}
+
+static const struct piece *piece_of(const struct loader *l, uint32_t item) {
+    uint32_t lo = 0, hi = l->n_piece;
+
+    while (hi - lo > 1) { /* the last piece whose first item is not after this one */
+        uint32_t mid = lo + (hi - lo) / 2;
+
+        if (l->piece[mid].first <= item)
+            lo = mid;
+        else
+            hi = mid;
+    }
+    return &l->piece[lo];
+}
+
+static void load_items(void *arg, uint32_t worker, uint32_t n_worker) {
+    struct loader *l = arg;
+
+    while (!load_over(l)) {
+        uint32_t item = atomic_fetch_add_explicit(&l->next, 1, memory_order_relaxed);
+        uint64_t done;
+        int r, none = 0;
+
+        if (item >= l->n_item)
+            return;
+        const struct piece *p = piece_of(l, item);
+        size_t at = (item - p->first) * p->step;
+        size_t n = p->t->size - at < p->step ? (size_t)p->t->size - at : p->step;
+
+        r = p->pack ? load_slab(l, p, at, n, worker) : load_chunk(l, p, at, n);
+        if (r < 0) {
+            if (atomic_compare_exchange_strong(&l->failed, &none, r))
+                atomic_store(&l->failed_item, item);
+            return;
+        }
+        done = atomic_fetch_add_explicit(&l->done, n, memory_order_relaxed) + n;
+        if (worker == 0 && l->load->progress)
+            l->load->progress(l->load->arg, done, l->total);
+    }
+}
+
+/* Cut all tensors into items. Return: 0 or -ENOMEM. */
+static int plan_items(struct loader *l) {
+    const struct gguf *g = l->w->gguf;
+    uint64_t n_item = 0, in_tensors = 0;
+
+    l->piece = calloc(gguf_n_tensor(g) + 1, sizeof *l->piece);
+    if (!l->piece)
+        return err_new(-ENOMEM);
+    for (uint32_t i = 0; i < gguf_n_tensor(g); i++) {
+        struct piece *p = &l->piece[l->n_piece];
+        const struct tensor *t = gguf_tensor_at(g, i);
+
+        if (t->size == 0)
+            continue;
+        *p = (struct piece){ .t = t, .first = (uint32_t)n_item, .step = WEIGHTS_CHUNK };
+        (void)weights_at(l->w, t, &p->pack);
+        if (p->pack) {
+            size_t group = p->pack->n_row * quant_row_size(t->fmt, t->ne[0]);
+
+            p->to = l->w->base + l->w->place[i].at;
+            p->step = group < WEIGHTS_SLAB ? WEIGHTS_SLAB / group * group : group;
+            if (p->step > l->bounce_size)
+                l->bounce_size = p->step;
+        }
+        n_item += (t->size - 1) / p->step + 1;
+        if (n_item > UINT32_MAX / 2)
+            return err_new(-ENOMEM);
+        in_tensors += t->size;
+        l->n_piece++;
+    }
+    l->n_item = (uint32_t)n_item;
+    for (uint32_t i = 0; i < gguf_n_part(g); i++)
+        l->total += gguf_part_size(g, i);
+    atomic_store(&l->done, l->total - in_tensors); /* directories were read by gguf_open() */
+    return 0;
+}
+
+static int open_sources(struct loader *l) {
+    const struct gguf *g = l->w->gguf;
+
+    l->source = calloc(gguf_n_part(g), sizeof *l->source);
+    if (!l->source)
+        return err_new(-ENOMEM);
+    for (uint32_t i = 0; i < gguf_n_part(g); i++) {
+        char path[32];
+
+        l->source[i].fd = gguf_part_fd(g, i);
+        snprintf(path, sizeof path, "/proc/self/fd/%d", l->source[i].fd);
+        l->source[i].direct = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
+    }
+    return 0;
+}
+
+static int make_bounce(struct loader *l, uint32_t n_worker) {
+    void *p;
+    int r;
+
+    if (l->bounce_size == 0)
+        return 0;
+    l->bounce_size = (l->bounce_size + 3 * WEIGHTS_DIRECT_ALIGN - 1) / WEIGHTS_DIRECT_ALIGN *
+                     WEIGHTS_DIRECT_ALIGN;
+    if (__builtin_mul_overflow(l->bounce_size, (size_t)n_worker, &l->bounce_total))
+        return err_new(-ENOMEM);
+    r = mem_map(l->bounce_total, false, &p);
+    if (r < 0)
+        return err_up(r);
+    l->bounce = p;
+    return 0;
+}
+
+static void loader_deinit(struct loader *l) {
+    for (uint32_t i = 0; l->source && i < gguf_n_part(l->w->gguf); i++)
+        if (l->source[i].direct >= 0)
+            (void)close(l->source[i].direct);
+    mem_unmap(l->bounce, l->bounce_total);
+    free(l->source);
+    free(l->piece);
+}
+
+/* A thread that loads beside the pool's workers: a worker waits for its slab to be read, and the
+ * disk for it to be packed, unless others read and pack meanwhile. */
+struct helper {
+    struct loader *l;
+    struct pool *pool;
+    uint32_t index; /* as a worker */
+    pthread_t thread;
+};
+
+static void *helper_main(void *arg) {
+    struct helper *h = arg;
+
+    pool_float(h->pool);
+    load_items(h->l, h->index, WEIGHTS_DEPTH);
+    return NULL;
+}
+
+/* Run load_items() in @n_worker workers, and in as many helpers as are missing to WEIGHTS_DEPTH.
+ * A helper that cannot be started is one slab less in the making. */
+static void run_items(struct loader *l, struct pool *pool, uint32_t n_worker) {
+    struct helper helper[WEIGHTS_DEPTH];
+    uint32_t n = 0;
+    sigset_t all, old;
+
+    (void)sigfillset(&all); /* signals are for the threads that expect them */
+    (void)pthread_sigmask(SIG_SETMASK, &all, &old);
+    for (uint32_t i = n_worker; i < WEIGHTS_DEPTH && i < l->n_item; i++) {
+        helper[n] = (struct helper){ .l = l, .pool = pool, .index = i };
+        if (pthread_create(&helper[n].thread, NULL, helper_main, &helper[n]) != 0)
+            break;
+        (void)pthread_setname_np(helper[n++].thread, "load");
+    }
+    (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+
+    pool_share(pool, load_items, l);
+    while (n > 0)
+        (void)pthread_join(helper[--n].thread, NULL);
+}
+
+static int load_all(struct loader *l, struct pool *pool, struct why *why) {
+    uint32_t n_worker = pool_n_worker(pool);
+    int r = plan_items(l);
+
+    if (r == 0)
+        r = open_sources(l);
+    if (r == 0)
+        r = make_bounce(l, n_worker < WEIGHTS_DEPTH ? WEIGHTS_DEPTH : n_worker);
+    if (r < 0)
+        return why_set(why, err_up(r), "no memory to read the weights with");
+
+    if (l->load->progress)
+        l->load->progress(l->load->arg, 0, l->total);
+    run_items(l, pool, n_worker);
+    r = atomic_load(&l->failed);
+    if (r < 0)
+        return why_set(why, err_up(r), "%s: cannot read the weights: %s",
+                       piece_of(l, atomic_load(&l->failed_item))->t->name, strerror(-r));
+    if (load_over(l))
+        return WEIGHTS_STOPPED;
+    if (l->load->progress)
+        l->load->progress(l->load->arg, l->total, l->total);
+    return 0;
+}
+
+int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
+                 struct why *why) {
+    uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    struct loader l = { .w = w, .load = load, .drop = w->size > memory / 2 };
+    int r = load_all(&l, pool, why);
+
+    loader_deinit(&l);
+    return r;
+}
