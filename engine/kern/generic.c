@@ -493,4 +493,5 @@ void kern_use_generic(struct kern *k) {
         .softcap = softcap,
         .peak = peak,
     };
+    kern_attn_generic(k);
 }

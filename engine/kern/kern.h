@@ -18,6 +18,7 @@
 #include <stdint.h>
 
 #include "engine/fmt/quant.h"
+#include "engine/kern/attn.h"
 
 /* CPU features, as kern_cpu() reports them. */
 enum {
@@ -98,7 +99,11 @@ struct kern {
     kern_quantize_fn *quantize;
     struct kern_pack pack[QUANT_FMT_N];
 
-    /* Attention on cache rows: dot(k, q) and out += p * v. F32, F16 and BF16 are filled in. */
+    /* Attention on blocks of the cache, see attn.h. F32, F16 and Q8_0 are filled in. */
+    struct kern_attn attn[QUANT_Q8_0 + 1];
+    kern_weigh_fn *weigh;
+
+    /* sum a[i] * b[i] and y += s * x. F32, F16 and BF16 are filled in. */
     kern_dot_fn *dot[QUANT_BF16 + 1];
     kern_axpy_fn *axpy[QUANT_BF16 + 1];
     void (*to_f16)(const float *x, uint16_t *y, size_t n);

@@ -2,17 +2,26 @@
 #pragma once
 
 /*
- * kvcache - keys and values of the running sequences
+ * kvcache - paged keys and values of sequences that may share what they begin with
  *
- * A layer keeps, per sequence, a ring of rows: a full layer as many as the context, a sliding
- * layer its window and room for one batch more. Position p is row p % n_row.
+ * A block holds KV_BLOCK positions of all layers of one kind: full layers, which see everything,
+ * and sliding layers, which see a window. A sequence has a table of blocks for each kind; position
+ * p is row p % KV_BLOCK of block p / KV_BLOCK. Sliding blocks are let go once no row that may still
+ * come sees them.
  *
- *   K, V of one layer, one sequence:  [n_kv_head][n_row][head_dim], f16 or f32
+ *   block   [layer of the kind][n_kv_head] { keys, values }, each as engine/kern/attn.h says
  *
- * Heads are outermost so that attention over one head reads consecutive rows.
+ * Blocks are counted: a fork shares those of the sequence it was made from. What is shared is never
+ * overwritten: a sequence that goes on in a block where another one has written first gets its own
+ * copy. So a sequence that is never stepped is the way to keep a prefix.
+ *
+ * 64 positions are four tiles of keys, enough independent sums to fill the multipliers with one
+ * query; a block is one round of attention, and a prefix is shared to within one position anyway.
  *
  * Owner:   the engine thread. Pool workers read and write rows only inside model_step().
- * Memory:  one mapping, fixed at kvcache_new(), touched as positions are used.
+ * Memory:  address space for the whole capacity as either kind, mapped at kvcache_new() with the
+ *          tables; blocks are touched as they are used, and never more than the capacity at a time.
+ * Source:  block tables after Kwon et al., "PagedAttention" (SOSP 2023), section 4.
  */
 
 #include <stdint.h>
@@ -20,12 +29,16 @@
 #include "engine/base/auto.h"
 #include "engine/base/err.h"
 #include "engine/fmt/quant.h"
+#include "engine/kern/attn.h"
 
 typedef uint32_t pos_t; /* position in a sequence, from 0 */
 
+enum { KV_BLOCK = KERN_KV_BLOCK };
+
 struct kv_layer_shape {
     uint32_t n_kv_head;
-    uint32_t head_dim; /* elements */
+    uint32_t head_dim; /* elements of a value */
+    uint32_t n_key;    /* elements of a key that are kept; the others follow from the value */
     uint32_t window;   /* positions a query sees; 0: all */
 };
 
@@ -33,41 +46,78 @@ struct kv_shape {
     uint32_t n_layer;
     const struct kv_layer_shape *layer; /* [n_layer], copied */
     uint32_t n_ctx;                     /* positions a sequence can hold */
-    uint32_t n_batch;                   /* positions one step may add to a sequence */
-    uint32_t n_seq;
-    enum quant_fmt fmt; /* QUANT_F16 or QUANT_F32 */
+    uint32_t n_batch;                   /* positions one kvcache_reserve() may add */
+    uint32_t n_back;    /* positions that can always be taken back besides, 0: KV_BLOCK */
+    uint32_t n_seq;     /* sequences at most, kept prefixes among them */
+    uint64_t n_byte;    /* capacity; 0: every sequence can be full */
+    enum quant_fmt fmt; /* QUANT_F32, QUANT_F16 or QUANT_Q8_0 */
 };
 
 enum {
     KVCACHE__OK,
 
-    KVCACHE_FULL, /* the sequence is at its context; nothing changed */
+    KVCACHE_FULL,    /* the sequence is at its context; nothing changed */
+    KVCACHE_NO_ROOM, /* too few free blocks; nothing changed */
+    KVCACHE_NO_SEQ,  /* n_seq sequences are there already; nothing changed */
+    KVCACHE_GONE,    /* sliding layers let go what would be needed; nothing changed */
 };
 
 struct kvcache;
 
-/* Bytes kvcache_new() will map; UINT64_MAX when that does not fit. */
+/* Bytes of the capacity, UINT64_MAX when it does not fit; of n_byte only whole blocks count. */
 uint64_t kvcache_size(const struct kv_shape *shape);
+/* Return: 0, -EINVAL for a shape that holds no position, or -errno. */
 int kvcache_new(struct kvcache **ret_kv, const struct kv_shape *shape);
 struct kvcache *kvcache_free(struct kvcache *kv);
 AUTO_DEFINE(struct kvcache *, kvcache_free)
 
 enum quant_fmt kvcache_fmt(const struct kvcache *kv);
+/* Bytes of the capacity, of those in blocks that sequences hold, and of those that cost memory. */
 uint64_t kvcache_n_byte(const struct kvcache *kv);
+uint64_t kvcache_n_used(const struct kvcache *kv);
+uint64_t kvcache_n_touched(const struct kvcache *kv);
+/* The most bytes a sequence takes on its way to @n positions, when it shares none. */
+uint64_t kvcache_need(const struct kvcache *kv, pos_t n);
+/* Bytes that would become free with @seq: those of blocks it alone holds. */
+uint64_t kvcache_own(const struct kvcache *kv, uint32_t seq);
+/* Give the memory of blocks nobody holds back to the system. */
+void kvcache_trim(struct kvcache *kv);
+
+/* ---- sequences ---- */
+
+/* A new, empty sequence: the lowest number that is free. Return: 0 or KVCACHE_NO_SEQ. */
+int kvcache_seq_new(struct kvcache *kv, uint32_t *ret_seq);
+/* The sequence and its references are gone. */
+void kvcache_seq_free(struct kvcache *kv, uint32_t seq);
 
 /* Positions @seq holds. */
 pos_t kvcache_n(const struct kvcache *kv, uint32_t seq);
-/* Forget positions >= @n of @seq. n == 0 always works; otherwise rows of sliding layers that were
- * overwritten can not come back: Return: 0, or KVCACHE_FULL when they would be needed. */
-int kvcache_truncate(struct kvcache *kv, uint32_t seq, pos_t n);
-/* Make room for @n more positions at the end of @seq, n <= n_batch. Return: 0 or KVCACHE_FULL. */
+/* Make room for @n more positions at the end of @seq, n <= n_batch.
+ * Return: 0, KVCACHE_FULL or KVCACHE_NO_ROOM. */
 int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n);
+/* Forget positions >= @n of @seq. To nothing always works, as does to n_back positions before where
+ * the furthest kvcache_reserve() began. Return: 0 or KVCACHE_GONE. */
+int kvcache_truncate(struct kvcache *kv, uint32_t seq, pos_t n);
+/* A new sequence that shares the first @n positions of @from, @n at most what that holds.
+ * Return: 0, KVCACHE_NO_SEQ or KVCACHE_GONE. */
+int kvcache_fork(struct kvcache *kv, uint32_t from, pos_t n, uint32_t *ret_seq);
+/* Can kvcache_fork() and kvcache_truncate() go to @n, as far as sliding layers go? */
+bool kvcache_holds(const struct kvcache *kv, uint32_t seq, pos_t n);
 
-/* Where K (V) of one head begins, and how many rows its ring has. */
+/* ---- rows ---- */
+
+/* Keys and values of one head in one block. */
 struct kv_view {
-    uint8_t *k, *v; /* [n_row][head_dim] */
-    uint32_t n_row;
-    uint32_t stride; /* bytes a row */
+    uint8_t *key;
+    uint8_t *value;
 };
-void kvcache_view(const struct kvcache *kv, uint32_t layer, uint32_t seq, uint32_t head,
-                  struct kv_view *ret);
+
+/* Block @block of @seq; it was reserved and not let go. */
+struct kv_view kvcache_view(const struct kvcache *kv, uint32_t layer, uint32_t seq, uint32_t head,
+                            uint32_t block);
+/* Elements of the keys and of the values of a layer as they are kept: padded to KERN_KV_DIM. */
+uint32_t kvcache_key_dim(const struct kvcache *kv, uint32_t layer);
+uint32_t kvcache_value_dim(const struct kvcache *kv, uint32_t layer);
+
+/* Do tables, counts, free lists and sums agree? For tests. */
+bool kvcache_sound(const struct kvcache *kv);

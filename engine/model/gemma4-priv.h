@@ -12,6 +12,7 @@
  * Owner:   the engine thread; items of a phase run on the pool's workers.
  */
 
+#include "engine/model/attn.h"
 #include "engine/model/gemma4.h"
 #include "engine/model/model-arch.h"
 #include "engine/model/ops.h"
@@ -62,6 +63,7 @@ struct gemma4 {
     struct ops_mat embd, head;
     const float *out_norm;             /* [d] */
     const double *freq, *freq_sliding; /* rad a position, [head_dim / 2] */
+    struct attn_turn turn;             /* of full layers */
     struct gemma4_layer *layer;        /* [n_layer] */
 
     /* One step. */
@@ -70,7 +72,6 @@ struct gemma4 {
     uint32_t n_row;
     const struct gemma4_layer *l; /* the layer being computed */
     uint32_t i_layer;
-    bool fused;                   /* no row attends to another row of this step */
     uint32_t *out_row;            /* [n_out] rows with .out */
     float *x;                     /* [n_batch][d] residual stream */
     float *angle, *angle_sliding; /* [n_batch][head_dim / 2][2] */
@@ -83,7 +84,8 @@ struct gemma4 {
     float *exp_weight;            /* [n_batch][n_expert_used] */
     struct ops_act in;            /* rows of d: norms of x */
     struct ops_act route_in, moe_in;
-    struct ops_act attn;          /* rows of n_head * head_dim */
+    struct ops_act attn; /* rows of n_head * head_dim */
+    struct attn at;
     struct ops_act dense;         /* rows of n_ff */
     struct ops_act slot_in, slot; /* rows of d and of n_ff_exp, by slot */
     struct group group;
@@ -96,8 +98,11 @@ struct gemma4 {
 int gemma4_bind(struct gemma4 *g, const struct gguf *gguf, const struct model_options *opt,
                 struct why *why);
 
-/* The rows of a step are known: what attention derives from them. */
-void gemma4_attn_begin(struct gemma4 *g);
+/* Is there no value matrix, so that keys follow from values on the elements rotation leaves? */
+static inline bool gemma4_keys_follow(const struct gemma4 *g, const struct gemma4_layer *l) {
+    return !l->v.data && !l->conf->sliding && g->turn.n_plain > 0 && g->turn.n_plain < g->turn.dim;
+}
+
 /* Rows of q, k and v of layer g->l are there: store keys and values, and make the rows of
  * g->attn, complete in all forms. */
 void gemma4_attn(struct gemma4 *g);

@@ -295,7 +295,7 @@ static void begin(struct gemma4 *g, struct kvcache *kv, const struct model_row *
     g->n_row = n_row;
     g->ops.stop = stop;
     enter(g, GEMMA4_EMBED);
-    gemma4_attn_begin(g);
+    attn_begin(&g->at, kv, row, n_row);
     ops_each(&g->ops, n_row, (g->conf.head_dim + g->conf.head_dim_sliding) * 100, angles, g);
 }
 

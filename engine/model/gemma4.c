@@ -10,6 +10,12 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
     const struct gemma4_conf *c = &g->conf;
     uint32_t n = opt->n_batch, d = c->n_embd, k = c->n_expert_used;
     uint32_t n_slot = n * k;
+    struct attn_limits limits = {
+        .n_batch = n,
+        .n_ctx = opt->n_ctx ? opt->n_ctx : c->n_ctx,
+        .n_group = c->n_group_max,
+        .head_dim = c->head_dim > c->head_dim_sliding ? c->head_dim : c->head_dim_sliding,
+    };
     unsigned in = OPS_F32 | ops_form(opt->exact, &g->head), o = 0, down = 0, moe = 0, exp_down = 0;
 
     for (uint32_t i = 0; i < c->n_layer; i++) {
@@ -29,6 +35,8 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
     g->up = arena_alloc(a, n, (c->n_ff_max + 15) / 16 * 16 * sizeof *g->up);
     ops_act_init(&g->in, n, d, in, a);
     ops_act_init(&g->attn, n, c->n_q_max, OPS_F32 | o, a);
+    attn_turn_init(&g->turn, g->freq, c->head_dim, a);
+    attn_init(&g->at, &g->ops, &limits, a);
     ops_act_init(&g->dense, n, c->n_ff_max, OPS_F32 | down, a);
     if (c->n_expert > 0) {
         g->moe = arena_alloc(a, n, d * sizeof *g->moe);
@@ -49,21 +57,16 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
     g->task = arena_alloc(a, c->n_expert + 3, sizeof *g->task);
 }
 
-/* Scratch a worker needs: attention's scores, a head, or a slab of weights for OpenBLAS. */
+/* Scratch a worker needs: a slab of weights for OpenBLAS. */
 static size_t scratch_size(const struct gemma4 *g, bool blas) {
     const struct gemma4_conf *c = &g->conf;
-    size_t n = ops_attend_scratch(c->n_group_max);
-    size_t head = c->head_dim > c->head_dim_sliding ? c->head_dim : c->head_dim_sliding;
     size_t wide = c->n_embd;
 
     wide = wide > c->n_q_max ? wide : c->n_q_max;
     wide = wide > c->n_ff_max ? wide : c->n_ff_max;
     wide = wide > c->n_ff_exp ? wide : c->n_ff_exp;
-    n = n > head ? n : head;
-    if (blas && n < wide * OPS_BLAS_SLAB)
-        n = wide * OPS_BLAS_SLAB;
 
-    return n;
+    return blas ? wide * OPS_BLAS_SLAB : 0;
 }
 
 static int init_ops(struct gemma4 *g, const struct kern *kern, struct pool *pool,
@@ -183,6 +186,9 @@ static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const s
     g->model.phase = g->phase;
     g->model.n_phase = GEMMA4_PHASE_N;
     g->model.ops = &g->ops;
+    for (uint32_t i = 0; i < c->n_layer; i++)
+        g->conf.kv[i].n_key =
+            g->conf.kv[i].head_dim - (gemma4_keys_follow(g, &g->layer[i]) ? g->turn.n_plain : 0);
     g->model.kv_layer = c->kv;
     g->model.info = (struct model_info){
         .n_layer = c->n_layer,

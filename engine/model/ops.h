@@ -24,8 +24,7 @@
 enum {
     OPS_BLAS_ROWS = 16,  /* rows from which on a float matrix is multiplied by OpenBLAS */
     OPS_BLAS_SLAB = 128, /* output rows of one such call; fixed, so threads do not change results */
-    OPS_ATTN_BLOCK = 256, /* positions attention looks at together; begins at multiples of it */
-    OPS_TASK_MAX = 1032,  /* matrices of one ops_mul() */
+    OPS_TASK_MAX = 1032, /* matrices of one ops_mul() */
 };
 
 /* What the phases of one name did. Counters always run, clocks only under ops_timed(). */
@@ -36,7 +35,7 @@ struct ops_phase {
     uint64_t barriers;        /* times workers met */
     uint64_t weight_bytes;    /* of matrices, once however many rows share them */
     uint64_t int8_ops, f32_ops; /* of products; a multiplication and its addition are two */
-    uint64_t kv_bytes;          /* keys and values read */
+    uint64_t kv_bytes;          /* blocks of keys and values read, once an item */
 };
 
 struct ops_cursor; /* items of one worker not begun yet, on a cache line of its own */
@@ -148,16 +147,6 @@ void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n);
 /* Angles of one position, [n][2] = cos, sin of pos * freq[i]. In double: at position 262143 a float
  * product would be off by 0.02 rad. */
 void ops_rope_angles(const double *freq, uint32_t n, pos_t pos, float *ret_cs);
-
-/* out[h] = sum_j softmax_j(q[h] . k[j]) v[j] over j in [first, last]
- * @q, @ret:    f32 [n_head][head_dim], heads that share the K and V of @view
- * @scratch:    ops_attend_scratch() floats */
-void ops_attend(const struct kern *k, enum quant_fmt fmt, const struct kv_view *view, pos_t first,
-                pos_t last, const float *q, uint32_t n_head, uint32_t head_dim, float *scratch,
-                float *ret);
-static inline size_t ops_attend_scratch(uint32_t n_head) {
-    return (size_t)n_head * OPS_ATTN_BLOCK + 2 * (size_t)n_head;
-}
 
 /* ---- OpenBLAS, or its absence: ops-blas.c or ops-blas-fallback.c ---- */
 

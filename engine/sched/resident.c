@@ -50,6 +50,7 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
                                 .no_pack = true };
     uint64_t bytes = opt->kv_bytes ? opt->kv_bytes : r->topo->memory / 4;
     struct kv_shape shape;
+    uint32_t seq;
     int k;
 
     k = model_new(&r->model, r->gguf, &r->kern, r->pool, &mo, l->why);
@@ -72,7 +73,9 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
     model_kv_shape(r->model, 1, opt->kv_fmt, &shape);
 
     k = kvcache_new(&r->kv, &shape);
-    return k == 0 ? 0 : load_failed(l, k, "cannot map keys and values");
+    if (k != 0)
+        return load_failed(l, k, "cannot map keys and values");
+    return err_fold(kvcache_seq_new(r->kv, &seq));
 }
 
 static int load_weights(struct resident *r, struct load *l) {

@@ -30,6 +30,7 @@ int eval_model_open(struct eval *e, bool exact, uint32_t n_ctx, struct eval_mode
     uint64_t row_bytes = embd ? embd->ne[1] * sizeof(float) : 1;
     uint64_t fit = LOGIT_BYTES / row_bytes;
     struct kv_shape shape;
+    uint32_t seq;
 
     *ret = (struct eval_model){ .n_batch = a->batch };
     if (ret->n_batch > fit) /* every row may be asked for its logits */
@@ -48,7 +49,7 @@ int eval_model_open(struct eval *e, bool exact, uint32_t n_ctx, struct eval_mode
         return EVAL_FAILED;
     model_kv_shape(ret->model, 1, a->kv, &shape);
     ret->row = calloc(ret->n_batch, sizeof *ret->row);
-    if (!ret->row || kvcache_new(&ret->kv, &shape) != 0)
+    if (!ret->row || kvcache_new(&ret->kv, &shape) != 0 || kvcache_seq_new(ret->kv, &seq) != 0)
         return eval_fail(e, "no memory for a context of %u", shape.n_ctx);
 
     return 0;

@@ -230,10 +230,11 @@ static int load(struct bench *b) {
         model_load(b->model, &whole, &b->why) != 0)
         return BENCH_FAILED;
     model_kv_shape(b->model, n_seq, a->kv, &shape);
-    if (shape.n_batch < longest)
-        shape.n_batch = longest; /* a repeat can be taken back even where the window slid */
+    shape.n_back = longest; /* a repeat can be taken back even where the window slid */
     if (kvcache_new(&b->kv, &shape) != 0)
         return fail(b, "no memory for %u sequences of %u tokens", n_seq, shape.n_ctx);
+    for (uint32_t i = 0, seq; i < n_seq; i++)
+        (void)kvcache_seq_new(b->kv, &seq); /* as many as it was made for: 0, 1, 2, ... */
     b->load_sec = now_sec(CLOCK_MONOTONIC) - begin;
 
     b->row = calloc(opt.n_batch, sizeof *b->row);

@@ -14,12 +14,21 @@
 #include "engine/kv/kvcache.h"
 
 static const struct kv_layer_shape layers[] = {
-    { .n_kv_head = 2, .head_dim = 16, .window = 0 },
-    { .n_kv_head = 3, .head_dim = 8, .window = 20 },
-    { .n_kv_head = 1, .head_dim = 32, .window = 50 },
-    { .n_kv_head = 2, .head_dim = 8, .window = 1 },
+    { .n_kv_head = 2, .head_dim = 16, .n_key = 16 },
+    { .n_kv_head = 3, .head_dim = 40, .n_key = 40, .window = 70 },
+    { .n_kv_head = 1, .head_dim = 64, .n_key = 8 },
+    { .n_kv_head = 1, .head_dim = 32, .n_key = 32, .window = 150 },
 };
-enum { N_LAYER = sizeof layers / sizeof *layers, N_CTX = 150, N_BATCH = 13, N_SEQ = 3 };
+enum {
+    N_LAYER = sizeof layers / sizeof *layers,
+    WINDOW = 150,
+    N_CTX = 700,
+    N_BATCH = 90,
+    N_SEQ = 5,
+    N_FMT = 3,
+};
+
+static const enum quant_fmt formats[N_FMT] = { QUANT_F32, QUANT_F16, QUANT_Q8_0 };
 
 static struct kv_shape shape(enum quant_fmt fmt) {
     return (struct kv_shape){
@@ -39,84 +48,87 @@ static uint32_t below(uint32_t n) {
     return (uint32_t)((uint64_t)rng * n >> 32);
 }
 
-/* Views tile the mapping: as many bytes as kvcache_size() says, none shared, each aligned. */
+static uint32_t new_seq(struct kvcache *kv) {
+    uint32_t seq;
+
+    assert_int_equal(kvcache_seq_new(kv, &seq), 0);
+    return seq;
+}
+
+/* Views of all heads tile the blocks: none shared, each aligned, as large as the kernels say. */
 static void test_layout(void **state) {
     (void)state;
-    for (int f32 = 0; f32 < 2; f32++) {
+    for (int f = 0; f < N_FMT; f++) {
         AUTO(kvcache_free) struct kvcache *kv = NULL;
-        struct kv_shape s = shape(f32 ? QUANT_F32 : QUANT_F16);
+        struct kv_shape s = shape(formats[f]);
         uint64_t total = 0;
-        struct kv_view v;
 
         assert_int_equal(kvcache_new(&kv, &s), 0);
         assert_int_equal(kvcache_fmt(kv), s.fmt);
         assert_int_equal(kvcache_n_byte(kv), kvcache_size(&s));
-        for (uint32_t l = 0, id = 1; l < N_LAYER; l++)
-            for (uint32_t q = 0; q < N_SEQ; q++)
-                for (uint32_t h = 0; h < layers[l].n_kv_head; h++, id++) {
-                    kvcache_view(kv, l, q, h, &v);
-                    assert_int_equal(v.stride, layers[l].head_dim * (f32 ? 4 : 2));
-                    assert_int_equal((uintptr_t)v.k % 64, 0);
-                    assert_int_equal((uintptr_t)v.v % 64, 0);
-                    assert_true(v.n_row >= (layers[l].window ? layers[l].window + N_BATCH - 1
-                                                             : (uint32_t)N_CTX));
-                    memset(v.k, (int)id, (size_t)v.n_row * v.stride);
-                    memset(v.v, (int)(id + 100), (size_t)v.n_row * v.stride);
-                    total += UINT64_C(2) * v.n_row * v.stride;
+        for (uint32_t q = 0; q < 2; q++)
+            assert_int_equal(kvcache_reserve(kv, new_seq(kv), 65), 0);
+        for (int read = 0; read < 2; read++)
+            for (uint32_t l = 0, id = 1; l < N_LAYER; l++)
+                for (uint32_t i = 0; i < 4 * layers[l].n_kv_head; i++, id++) {
+                    struct kv_view v = kvcache_view(kv, l, i % 2, i / 4, i / 2 % 2);
+                    size_t nk = kern_kv_size(s.fmt, kvcache_key_dim(kv, l));
+                    size_t nv = kern_kv_size(s.fmt, kvcache_value_dim(kv, l));
+
+                    assert_int_equal((uintptr_t)v.key % 64, 0);
+                    assert_int_equal((uintptr_t)v.value % 64, 0);
+                    for (size_t at = 0; read && at < nk; at++)
+                        assert_int_equal(v.key[at], id);
+                    for (size_t at = 0; read && at < nv; at++)
+                        assert_int_equal(v.value[at], id + 100);
+                    if (!read) {
+                        memset(v.key, (int)id, nk);
+                        memset(v.value, (int)(id + 100), nv);
+                        total += nk + nv;
+                    }
                 }
-        assert_int_equal(total, kvcache_size(&s));
-        for (uint32_t l = 0, id = 1; l < N_LAYER; l++)
-            for (uint32_t q = 0; q < N_SEQ; q++)
-                for (uint32_t h = 0; h < layers[l].n_kv_head; h++, id++) {
-                    kvcache_view(kv, l, q, h, &v);
-                    for (size_t i = 0; i < (size_t)v.n_row * v.stride; i++)
-                        assert_true(v.k[i] == id && v.v[i] == id + 100);
-                }
+        assert_int_equal(kvcache_key_dim(kv, 2), 32);
+        assert_int_equal(kvcache_value_dim(kv, 1), 64);
+        assert_true(total <= kvcache_n_used(kv) && total + 4 * 4096 > kvcache_n_used(kv));
     }
 }
 
-static void test_window_wider_than_context(void **state) {
-    struct kv_layer_shape l = { .n_kv_head = 1, .head_dim = 8, .window = 1024 };
-    struct kv_shape s = { .n_layer = 1, .layer = &l, .n_ctx = 40, .n_batch = 8, .n_seq = 1 };
-    AUTO(kvcache_free) struct kvcache *kv = NULL;
-    struct kv_view v;
-
-    (void)state;
-    s.fmt = QUANT_F16;
-    assert_int_equal(kvcache_new(&kv, &s), 0);
-    kvcache_view(kv, 0, 0, 0, &v);
-    assert_in_range(v.n_row, 40, 64);
-}
-
 static void test_sizes_that_do_not_fit(void **state) {
-    static const struct kv_layer_shape big = { UINT32_MAX, UINT32_MAX, 0 };
-    static const struct kv_layer_shape wide = { 1, UINT32_MAX / 2, UINT32_MAX };
-    static const struct kv_layer_shape fair = { 8, 256, 0 };
+    static const struct kv_layer_shape big = { UINT32_MAX, 1 << 20, 1 << 20, 0 };
+    static const struct kv_layer_shape wide = { 1, UINT32_MAX / 2, 1, UINT32_MAX };
+    static const struct kv_layer_shape fair = { 8, 256, 256, 0 };
+    static const struct kv_layer_shape odd = { 8, 256, 257, 0 };
     const struct kv_shape bad[] = {
-        { 1, &big, UINT32_MAX, 1, 1, QUANT_F16 },
-        { 1, &big, 1, 1, 1, QUANT_F16 },
-        { 1, &wide, UINT32_MAX, UINT32_MAX, 1, QUANT_F32 },
-        { 1, &fair, UINT32_MAX, 1, 1, QUANT_F16 }, /* rows rounded up do not fit 32 bits */
-        { 1, &fair, UINT32_MAX - 64, 1, UINT32_MAX, QUANT_F16 },
+        { .n_layer = 1, .layer = &big, .n_ctx = UINT32_MAX, .n_seq = 1000 },
+        { .n_layer = 1, .layer = &wide, .n_ctx = 1, .n_seq = 1 },
+        { .n_layer = 1, .layer = &odd, .n_ctx = 1, .n_seq = 1 },
+        { .n_layer = 1, .layer = &fair, .n_ctx = UINT32_MAX - 64, .n_seq = UINT32_MAX },
     };
-    struct kv_shape none = shape(QUANT_F16);
+    struct kv_shape none = shape(QUANT_F16), small = shape(QUANT_F16);
     struct kvcache *kv = NULL;
 
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-        assert_true(kvcache_size(&bad[i]) == UINT64_MAX);
-        assert_int_equal(kvcache_new(&kv, &bad[i]), -ENOMEM);
+        struct kv_shape s = bad[i];
+
+        s.n_batch = 1;
+        s.fmt = QUANT_F16;
+        assert_true(kvcache_size(&s) == UINT64_MAX);
+        assert_int_equal(kvcache_new(&kv, &s), -ENOMEM);
     }
     none.n_seq = 0;
     assert_int_equal(kvcache_size(&none), 0);
     assert_int_equal(kvcache_new(&kv, &none), -EINVAL);
+    small.n_byte = 8192; /* not one block of each kind */
+    assert_int_equal(kvcache_size(&small), 8192);
+    assert_int_equal(kvcache_new(&kv, &small), -EINVAL);
     assert_null(kv);
     assert_null(kvcache_free(NULL));
 }
 
 /* A cache far larger than memory costs only what is touched. */
 static void test_touched_as_used(void **state) {
-    struct kv_layer_shape l = { .n_kv_head = 8, .head_dim = 256, .window = 0 };
+    struct kv_layer_shape l = { .n_kv_head = 8, .head_dim = 256, .n_key = 256 };
     struct kv_shape s = { .n_layer = 1, .layer = &l, .n_ctx = 1 << 24, .n_batch = 8, .n_seq = 4 };
     AUTO(kvcache_free) struct kvcache *kv = NULL;
     struct rusage before, after;
@@ -126,148 +138,322 @@ static void test_touched_as_used(void **state) {
     getrusage(RUSAGE_SELF, &before);
     assert_int_equal(kvcache_new(&kv, &s), 0);
     assert_true(kvcache_n_byte(kv) == UINT64_C(4) * 2 * 8 * 256 * 2 << 24);
-    for (uint32_t q = 0; q < 4; q++)
-        for (uint32_t h = 0; h < 8; h++) {
-            struct kv_view v;
-
-            kvcache_view(kv, 0, q, h, &v);
-            v.k[0] = v.v[0] = 1;
-        }
+    for (uint32_t q = 0; q < 4; q++) {
+        assert_int_equal(kvcache_reserve(kv, new_seq(kv), 1), 0);
+        kvcache_view(kv, 0, q, 7, 0).value[0] = 1;
+    }
+    assert_true(kvcache_n_touched(kv) == UINT64_C(4) * 64 * 2 * 8 * 256 * 2);
     getrusage(RUSAGE_SELF, &after);
     assert_true(after.ru_maxrss - before.ru_maxrss < 64 * 1024);
 }
 
-/* The naive model: what was written at each position, and what each row now holds. */
+/* ---- against a naive model ---- */
+
+/* What was written at each position of each sequence. */
 struct naive {
-    pos_t n;
+    bool open;
+    pos_t n, high; /* high: where the furthest kvcache_reserve() began */
     uint32_t stamp[N_CTX];
 };
 static struct naive naive[N_SEQ];
 static uint32_t next_stamp = 1;
 
-static uint32_t *row(uint8_t *base, const struct kv_view *v, pos_t p) {
-    return (uint32_t *)(void *)(base + (size_t)(p % v->n_row) * v->stride);
+/* The stamp of a position: the first bytes of its row among the values, and one of the keys'. */
+static uint32_t *value_stamp(const struct kvcache *kv, uint32_t l, uint32_t seq, uint32_t h,
+                             pos_t p) {
+    return (uint32_t *)(void *)(kvcache_view(kv, l, seq, h, p / KV_BLOCK).value +
+                                kern_kv_size(kvcache_fmt(kv), kvcache_value_dim(kv, l)) / 64 / 8 *
+                                    8 * (p % KV_BLOCK));
 }
 
-/* Do all rows that a query at @p of @layer sees hold what was written there? */
-static bool sees(const struct kvcache *kv, uint32_t layer, uint32_t seq, pos_t p) {
-    uint32_t w = layers[layer].window;
-
-    for (pos_t i = w && p + 1 > w ? p + 1 - w : 0; i <= p && i < naive[seq].n; i++)
-        for (uint32_t h = 0; h < layers[layer].n_kv_head; h++) {
-            struct kv_view v;
-
-            kvcache_view(kv, layer, seq, h, &v);
-            if (*row(v.k, &v, i) != naive[seq].stamp[i] + h ||
-                *row(v.v, &v, i) != naive[seq].stamp[i] + h + 100)
-                return false;
-        }
-    return true;
+static uint8_t *key_stamp(const struct kvcache *kv, uint32_t l, uint32_t seq, uint32_t h, pos_t p) {
+    return kvcache_view(kv, l, seq, h, p / KV_BLOCK).key + p % KV_BLOCK;
 }
 
-/* One step: reserve, write all rows of all layers, then look from each of them. */
+static pos_t first_of(uint32_t window, pos_t p) {
+    return window && p + 1 > window ? p + 1 - window : 0;
+}
+
+/* Do all rows of all layers that a query at @p sees hold what was written there? */
+static void check_seen(const struct kvcache *kv, uint32_t seq, pos_t p) {
+    const struct naive *m = &naive[seq];
+
+    for (uint32_t l = 0; l < N_LAYER; l++)
+        for (pos_t i = first_of(layers[l].window, p); i <= p && i < m->n; i++)
+            for (uint32_t h = 0; h < layers[l].n_kv_head; h++) {
+                assert_int_equal(*value_stamp(kv, l, seq, h, i), m->stamp[i] + h);
+                assert_int_equal(*key_stamp(kv, l, seq, h, i), (uint8_t)(m->stamp[i] + h));
+            }
+}
+
 static void add(struct kvcache *kv, uint32_t seq, uint32_t n) {
     struct naive *m = &naive[seq];
+    uint64_t used = kvcache_n_used(kv);
     pos_t begin = m->n;
     int r = kvcache_reserve(kv, seq, n);
 
-    if (begin + n > N_CTX) {
-        assert_int_equal(r, KVCACHE_FULL);
+    assert_int_equal(r == KVCACHE_FULL, begin + n > N_CTX);
+    if (r != 0) {
+        assert_true(r == KVCACHE_FULL || r == KVCACHE_NO_ROOM);
         assert_int_equal(kvcache_n(kv, seq), begin);
+        assert_int_equal(kvcache_n_used(kv), used);
         return;
     }
-    assert_int_equal(r, 0);
     for (; m->n < begin + n; m->n++, next_stamp += 1000) {
         m->stamp[m->n] = next_stamp;
         for (uint32_t l = 0; l < N_LAYER; l++)
             for (uint32_t h = 0; h < layers[l].n_kv_head; h++) {
-                struct kv_view v;
-
-                kvcache_view(kv, l, seq, h, &v);
-                *row(v.k, &v, m->n) = next_stamp + h;
-                *row(v.v, &v, m->n) = next_stamp + h + 100;
+                *value_stamp(kv, l, seq, h, m->n) = next_stamp + h;
+                *key_stamp(kv, l, seq, h, m->n) = (uint8_t)(next_stamp + h);
             }
     }
-    for (uint32_t l = 0; l < N_LAYER; l++)
-        for (pos_t p = begin; p < m->n; p++)
-            assert_true(sees(kv, l, seq, p));
+    m->high = n > 0 && begin > m->high ? begin : m->high;
+    check_seen(kv, seq, begin);
+    if (m->n > 0)
+        check_seen(kv, seq, m->n - 1);
 }
 
-/* Allowed exactly when the next query, at @n, would see its rows in every layer. */
+/* May a sequence that grew from @high go back to @n? It must, within n_back; it can not, when
+ * a block a row there sees lies before all that any row after high - n_back sees. */
+static void check_way_back(const struct naive *m, pos_t n, bool can) {
+    pos_t kept = m->high > KV_BLOCK ? first_of(WINDOW, m->high - KV_BLOCK) : 0;
+
+    if (n == 0 || n + KV_BLOCK >= m->high)
+        assert_true(can);
+    else if (first_of(WINDOW, n) / KV_BLOCK < kept / KV_BLOCK)
+        assert_false(can);
+}
+
 static void cut(struct kvcache *kv, uint32_t seq, pos_t n) {
     struct naive *m = &naive[seq];
-    pos_t was = m->n;
-    bool fine = true;
+    bool can = n >= m->n || kvcache_holds(kv, seq, n);
+    int r = kvcache_truncate(kv, seq, n);
+
+    assert_int_equal(r, can ? 0 : KVCACHE_GONE);
+    if (n < m->n)
+        check_way_back(m, n, can);
+    if (r == 0 && n < m->n)
+        m->n = n;
+    if (m->n == 0)
+        m->high = 0;
+    assert_int_equal(kvcache_n(kv, seq), m->n);
+    check_seen(kv, seq, m->n);
+}
+
+static void fork_one(struct kvcache *kv, uint32_t from, pos_t n) {
+    bool can = kvcache_holds(kv, from, n), room = false;
+    uint64_t used = kvcache_n_used(kv);
+    uint32_t to = N_SEQ;
     int r;
 
-    m->n = n < was ? n : was;
-    for (uint32_t l = 0; l < N_LAYER; l++)
-        fine = fine && sees(kv, l, seq, n);
-    r = kvcache_truncate(kv, seq, n);
-    if (n >= was || n == 0)
-        assert_int_equal(r, 0);
-    else
-        assert_int_equal(r, fine ? 0 : KVCACHE_FULL);
+    for (uint32_t q = 0; q < N_SEQ; q++)
+        room = room || !naive[q].open;
+    r = kvcache_fork(kv, from, n, &to);
+    assert_int_equal(r, !can ? KVCACHE_GONE : !room ? KVCACHE_NO_SEQ : 0);
+    assert_int_equal(kvcache_n_used(kv), used); /* all is shared */
     if (r != 0)
-        m->n = was;
-    assert_int_equal(kvcache_n(kv, seq), m->n);
+        return;
+    assert_true(to < N_SEQ && !naive[to].open);
+    naive[to] = naive[from];
+    naive[to].n = n;
+    naive[to].high = n > naive[from].high ? n : naive[from].high;
+    if (n == 0)
+        naive[to].high = 0;
+    assert_int_equal(kvcache_n(kv, to), n);
+    check_seen(kv, to, n);
+}
+
+static void one_op(struct kvcache *kv) {
+    uint32_t q = below(N_SEQ), n = naive[q].n, seq;
+
+    if (!naive[q].open) {
+        if (kvcache_seq_new(kv, &seq) == 0) {
+            assert_false(naive[seq].open);
+            naive[seq] = (struct naive){ .open = true };
+        }
+        return;
+    }
+    switch (below(12)) {
+    case 0:
+        cut(kv, q, below(n + 2));
+        break;
+    case 1: /* some of what was just added, as after a step that was stopped */
+        cut(kv, q, n - below(n < KV_BLOCK ? n + 1 : KV_BLOCK + 1));
+        break;
+    case 2:
+        fork_one(kv, q, n - below(n < 100 ? n + 1 : 100));
+        break;
+    case 3:
+        fork_one(kv, q, below(n + 1));
+        break;
+    case 4:
+        if (below(3) == 0) {
+            kvcache_seq_free(kv, q);
+            naive[q].open = false;
+        }
+        break;
+    case 5:
+        if (below(4) == 0)
+            kvcache_trim(kv);
+        break;
+    default:
+        add(kv, q, below(below(2) ? 3 : N_BATCH + 1));
+    }
+}
+
+static void run_against_naive(struct kvcache *kv, int n_op) {
+    memset(naive, 0, sizeof naive);
+    for (int i = 0; i < n_op; i++) {
+        one_op(kv);
+        if (i % 16 == 0)
+            assert_true(kvcache_sound(kv));
+        assert_true(kvcache_n_used(kv) <= kvcache_n_touched(kv));
+        assert_true(kvcache_n_touched(kv) <= kvcache_n_byte(kv));
+    }
+    for (uint32_t q = 0; q < N_SEQ; q++) {
+        if (naive[q].open)
+            check_seen(kv, q, naive[q].n);
+        if (naive[q].open)
+            kvcache_seq_free(kv, q);
+    }
+    assert_true(kvcache_sound(kv));
+    assert_int_equal(kvcache_n_used(kv), 0); /* nothing leaked */
+    kvcache_trim(kv);
+    assert_int_equal(kvcache_n_touched(kv), 0);
+    assert_true(kvcache_sound(kv));
 }
 
 static void test_against_naive_model(void **state) {
     (void)state;
-    for (int f32 = 0; f32 < 2; f32++) {
-        AUTO(kvcache_free) struct kvcache *kv = NULL;
-        struct kv_shape s = shape(f32 ? QUANT_F32 : QUANT_F16);
+    for (int f = 0; f < N_FMT; f++)
+        for (int tight = 0; tight < 2; tight++) {
+            AUTO(kvcache_free) struct kvcache *kv = NULL;
+            struct kv_shape s = shape(formats[f]);
 
-        memset(naive, 0, sizeof naive);
-        assert_int_equal(kvcache_new(&kv, &s), 0);
-        for (int i = 0; i < 20000; i++) {
-            uint32_t seq = below(N_SEQ), n = naive[seq].n;
-
-            switch (below(8)) {
-            case 0:
-                cut(kv, seq, below(n + 2));
-                break;
-            case 1: /* what was just added, as after a step that was stopped */
-                cut(kv, seq, n - below(n < N_BATCH ? n + 1 : N_BATCH + 1));
-                break;
-            case 2:
-                if (below(10) == 0)
-                    cut(kv, seq, 0);
-                break;
-            default:
-                add(kv, seq, below(N_BATCH + 1));
-            }
+            if (tight) /* so that blocks run out, and memory moves between the kinds */
+                s.n_byte = kvcache_size(&s) / 4;
+            assert_int_equal(kvcache_new(&kv, &s), 0);
+            run_against_naive(kv, 4000);
         }
-    }
 }
 
-/* Any step can be taken back, at any place: the scheduler counts on it. */
+/* ---- one property each ---- */
+
+/* Any step can be taken back, at any place, and a block more: the scheduler counts on it. */
 static void test_last_step_can_be_undone(void **state) {
     AUTO(kvcache_free) struct kvcache *kv = NULL;
     struct kv_shape s = shape(QUANT_F16);
+    uint32_t seq;
 
     (void)state;
     memset(naive, 0, sizeof naive);
     assert_int_equal(kvcache_new(&kv, &s), 0);
+    seq = new_seq(kv);
+    naive[seq].open = true;
     for (pos_t n = 0; n + N_BATCH <= N_CTX; n++) {
-        for (uint32_t k = 0; k <= N_BATCH; k++) {
-            add(kv, 0, k);
-            assert_int_equal(kvcache_truncate(kv, 0, n), 0);
-            naive[0].n = n;
+        add(kv, seq, N_BATCH);
+        cut(kv, seq, n);
+        if (n > KV_BLOCK) {
+            assert_true(kvcache_holds(kv, seq, n - KV_BLOCK));
+            assert_true(n < 400 || !kvcache_holds(kv, seq, n - 3 * KV_BLOCK));
         }
-        add(kv, 0, 1);
+        add(kv, seq, 1);
     }
+}
+
+static void test_room_and_need(void **state) {
+    AUTO(kvcache_free) struct kvcache *kv = NULL;
+    struct kv_shape s = shape(QUANT_F16);
+    uint32_t a, b, n = 0;
+
+    (void)state;
+    assert_int_equal(kvcache_new(&kv, &s), 0);
+    s.n_byte = kvcache_need(kv, 300);
+    kv = kvcache_free(kv);
+    assert_int_equal(kvcache_new(&kv, &s), 0);
+    assert_int_equal(kvcache_need(kv, 0), 0);
+    assert_true(kvcache_need(kv, 1) > 0);
+    assert_int_equal(kvcache_need(kv, 300), kvcache_n_byte(kv));
+
+    a = new_seq(kv);
+    for (; n < 300; n += 60)
+        assert_int_equal(kvcache_reserve(kv, a, 60), 0);
+    assert_true(kvcache_n_used(kv) <= kvcache_need(kv, 300));
+    assert_int_equal(kvcache_own(kv, a), kvcache_n_used(kv));
+    while (kvcache_reserve(kv, a, 1) == 0)
+        n++;
+    assert_int_equal(kvcache_n(kv, a), n);
+    b = new_seq(kv);
+    assert_int_equal(kvcache_reserve(kv, b, 1), KVCACHE_NO_ROOM);
+    assert_int_equal(kvcache_own(kv, b), 0);
+    kvcache_seq_free(kv, a);
+    assert_int_equal(kvcache_reserve(kv, b, 1), 0);
+    assert_true(kvcache_sound(kv));
+}
+
+/* A full sequence needs no more than it was said to, however it grows. */
+static void test_need_is_enough(void **state) {
+    (void)state;
+    for (uint32_t step = 1; step <= N_BATCH; step += 11) {
+        AUTO(kvcache_free) struct kvcache *kv = NULL;
+        struct kv_shape s = shape(QUANT_Q8_0);
+        uint32_t seq, n;
+
+        s.n_seq = 1;
+        assert_int_equal(kvcache_new(&kv, &s), 0);
+        seq = new_seq(kv);
+        for (n = 0; n + step <= N_CTX; n += step)
+            assert_int_equal(kvcache_reserve(kv, seq, step), 0);
+        assert_int_equal(kvcache_reserve(kv, seq, N_CTX - n), 0);
+        assert_int_equal(kvcache_reserve(kv, seq, 1), KVCACHE_FULL);
+    }
+}
+
+/* Whoever writes first after a fork goes on in place; the other one copies the block. */
+static void test_copy_on_write(void **state) {
+    AUTO(kvcache_free) struct kvcache *kv = NULL;
+    struct kv_shape s = shape(QUANT_F16);
+    uint64_t used, one;
+    uint32_t a, b;
+
+    (void)state;
+    memset(naive, 0, sizeof naive);
+    assert_int_equal(kvcache_new(&kv, &s), 0);
+    a = new_seq(kv);
+    naive[a].open = true;
+    add(kv, a, 40);
+    one = kvcache_n_used(kv);
+    add(kv, a, 50);
+    used = kvcache_n_used(kv);
+    assert_int_equal(used, 2 * one);
+    fork_one(kv, a, 70);
+    b = a + 1;
+    assert_int_equal(kvcache_own(kv, a), 0);
+    add(kv, a, 3);
+    assert_int_equal(kvcache_n_used(kv), used);
+    add(kv, b, 3);
+    assert_int_equal(kvcache_n_used(kv), used + one);
+    assert_int_equal(kvcache_own(kv, b), one);
+    add(kv, b, 3);
+    assert_int_equal(kvcache_n_used(kv), used + one);
+    check_seen(kv, a, 92);
+    check_seen(kv, b, 75);
+    kvcache_seq_free(kv, a);
+    assert_int_equal(kvcache_n_used(kv), used);
+    check_seen(kv, b, 75);
+    assert_true(kvcache_sound(kv));
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layout),
-        cmocka_unit_test(test_window_wider_than_context),
         cmocka_unit_test(test_sizes_that_do_not_fit),
         cmocka_unit_test(test_touched_as_used),
         cmocka_unit_test(test_against_naive_model),
         cmocka_unit_test(test_last_step_can_be_undone),
+        cmocka_unit_test(test_room_and_need),
+        cmocka_unit_test(test_need_is_enough),
+        cmocka_unit_test(test_copy_on_write),
     };
 
     return cmocka_run_group_tests_name("kvcache", tests, NULL, NULL);

@@ -83,6 +83,8 @@ static void set_up(struct setup *s, const char *name, uint32_t n_worker, bool ex
         fail_msg("%s: %s", name, why.text);
     model_kv_shape(s->model, N_SEQ, QUANT_F16, &shape);
     assert_int_equal(kvcache_new(&s->kv, &shape), 0);
+    for (uint32_t i = 0, seq; i < N_SEQ; i++)
+        assert_int_equal(kvcache_seq_new(s->kv, &seq), 0);
 }
 
 static int32_t token(uint32_t seq, pos_t pos) {

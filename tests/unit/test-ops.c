@@ -310,74 +310,6 @@ static void test_copies_keep_all_forms(void **state) {
     free(x);
 }
 
-/* ---- attention ---- */
-
-static void want_attend(const float *k, const float *v, uint32_t n_row, uint32_t dim, pos_t first,
-                        pos_t last, const float *q, double *ret) {
-    double max = -INFINITY, sum = 0;
-    double *s = malloc((last + 1) * sizeof *s);
-
-    assert_non_null(s);
-    for (pos_t j = first; j <= last; j++) {
-        s[j] = 0;
-        for (uint32_t i = 0; i < dim; i++)
-            s[j] += (double)q[i] * k[j % n_row * dim + i];
-        max = s[j] > max ? s[j] : max;
-    }
-    memset(ret, 0, dim * sizeof *ret);
-    for (pos_t j = first; j <= last; j++) {
-        double p = exp(s[j] - max);
-
-        sum += p;
-        for (uint32_t i = 0; i < dim; i++)
-            ret[i] += p * v[j % n_row * dim + i];
-    }
-    for (uint32_t i = 0; i < dim; i++)
-        ret[i] /= sum;
-    free(s);
-}
-
-static void test_attention(void **state) {
-    enum { DIM = 64, HEAD = 3, RING = 700 };
-    static const pos_t range[][2] = { { 0, 0 },     { 0, 5 },      { 0, 255 },     { 0, 256 },
-                                      { 250, 600 }, { 100, 699 },  { 1000, 1006 }, { 900, 1500 },
-                                      { 512, 512 }, { 1023, 1024 } };
-    float *k = floats(RING * DIM), *v = floats(RING * DIM), *q = floats(HEAD * DIM);
-    float *scratch = floats(ops_attend_scratch(HEAD)), out[HEAD * DIM];
-    uint16_t *k16 = malloc(RING * DIM * sizeof *k16), *v16 = malloc(RING * DIM * sizeof *v16);
-
-    assert_true(k16 && v16);
-    for (int i = 0; i < HEAD * DIM; i++)
-        q[i] *= 4; /* so that a few keys matter much more than others */
-    for (int i = 0; i < RING * DIM; i++) {
-        k[i] = quant_f16(k16[i] = quant_to_f16(k[i]));
-        v[i] = quant_f16(v16[i] = quant_to_f16(v[i]));
-    }
-    for (size_t i = 0; i < sizeof range / sizeof *range; i++)
-        for (int half = 0; half < 2; half++) {
-            struct kv_view view = { .k = half ? (uint8_t *)k16 : (uint8_t *)k,
-                                    .v = half ? (uint8_t *)v16 : (uint8_t *)v,
-                                    .n_row = RING,
-                                    .stride = DIM * (half ? 2 : 4) };
-
-            ops_attend(&kern, half ? QUANT_F16 : QUANT_F32, &view, range[i][0], range[i][1], q,
-                       HEAD, DIM, scratch, out);
-            for (uint32_t h = 0; h < HEAD; h++) {
-                double want[DIM];
-
-                want_attend(k, v, RING, DIM, range[i][0], range[i][1], q + h * DIM, want);
-                for (int j = 0; j < DIM; j++)
-                    assert_near(out[h * DIM + (uint32_t)j], want[j], 1e-5);
-            }
-        }
-    free(k);
-    free(v);
-    free(q);
-    free(k16);
-    free(v16);
-    free(scratch);
-}
-
 static void test_angles_of_far_positions(void **state) {
     const double freq[] = { 1, 0.0333, 1e-30 };
     float cs[6];
@@ -407,7 +339,6 @@ int main(void) {
         cmocka_unit_test(test_products),
         cmocka_unit_test(test_blas),
         cmocka_unit_test(test_copies_keep_all_forms),
-        cmocka_unit_test(test_attention),
         cmocka_unit_test(test_angles_of_far_positions),
     };
 
