@@ -925,6 +925,7 @@ void kern_use_avx2(struct kern *k) {
     BIND(QUANT_IQ4_XS, iq4_xs);
     BIND(QUANT_MXFP4, mxfp4);
     kern_pack_avx2(k);
+    kern_attn_avx2(k);
     k->quantize = quantize;
     k->to_f16 = to_f16;
     k->rmsnorm = rmsnorm;
