@@ -470,6 +470,16 @@ static uint64_t peak(uint32_t n) {
     return (uint64_t)n * 16 * N * 2;
 }
 
+static uint64_t read_all(const void *p, size_t n) {
+    const uint64_t *w = p;
+    uint64_t any[8] = { 0 };
+
+    for (size_t i = 0; i < n / sizeof *w; i += 8)
+        for (int k = 0; k < 8; k++)
+            any[k] |= w[i + (size_t)k];
+    return any[0] | any[1] | any[2] | any[3] | any[4] | any[5] | any[6] | any[7];
+}
+
 void kern_use_generic(struct kern *k) {
     *k = (struct kern){
         .tier = "generic",
@@ -492,6 +502,7 @@ void kern_use_generic(struct kern *k) {
         .rope = rope,
         .softcap = softcap,
         .peak = peak,
+        .read = read_all,
     };
     kern_attn_generic(k);
 }

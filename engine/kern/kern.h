@@ -72,6 +72,7 @@ typedef float kern_dot_fn(const void *a, const float *b, size_t n);    /* sum a[
 typedef void kern_axpy_fn(float s, const void *x, float *y, size_t n); /* y += s * x */
 typedef void kern_decode_fn(const void *src, float *dst, size_t n);
 typedef uint64_t kern_peak_fn(uint32_t n);
+typedef uint64_t kern_read_fn(const void *p, size_t n);
 
 /* Packed weights: groups of n_row rows, interleaved the way this tier's kernel reads them. A group
  * takes exactly the bytes its rows took, so a packed matrix lies where the plain one lay. */
@@ -122,6 +123,9 @@ struct kern {
     /* The integer products of this tier on registers and nothing else, @n rounds of some 100,000:
      * no kernel of it can do more. Return: operations done, products and sums counted apart. */
     kern_peak_fn *peak;
+    /* Loads all of @p[@n] as wide as this tier can and nothing else; n is a multiple of 256, @p
+     * 64-byte aligned. Return: the bits set in any of its 64-bit words. */
+    kern_read_fn *read;
 };
 
 void kern_bind(struct kern *k, uint32_t cpu);

@@ -907,6 +907,19 @@ static uint64_t peak(uint32_t n) {
     return (uint64_t)n * 128 * 14 * 32 * 2;
 }
 
+static uint64_t read_all(const void *p, size_t n) {
+    const __m256i *v = p;
+    __m256i any[4] = { 0 };
+    __m128i x;
+
+    for (size_t i = 0; i < n / sizeof *v; i += 4)
+        for (int k = 0; k < 4; k++)
+            any[k] = _mm256_or_si256(any[k], _mm256_load_si256(v + i + k));
+    any[0] = _mm256_or_si256(_mm256_or_si256(any[0], any[1]), _mm256_or_si256(any[2], any[3]));
+    x = _mm_or_si128(_mm256_castsi256_si128(any[0]), _mm256_extracti128_si256(any[0], 1));
+    return (uint64_t)(_mm_extract_epi64(x, 0) | _mm_extract_epi64(x, 1));
+}
+
 void kern_use_avx2(struct kern *k) {
     BIND_ROW(QUANT_F32, f32);
     BIND_ROW(QUANT_F16, f16);
@@ -934,4 +947,5 @@ void kern_use_avx2(struct kern *k) {
     k->rope = rope;
     k->softcap = softcap;
     k->peak = peak;
+    k->read = read_all;
 }

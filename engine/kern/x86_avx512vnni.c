@@ -637,6 +637,17 @@ static uint64_t peak(uint32_t n) {
     return (uint64_t)n * 64 * 16 * 64 * 2;
 }
 
+static uint64_t read_all(const void *p, size_t n) {
+    const __m512i *v = p;
+    __m512i any[4] = { 0 };
+
+    for (size_t i = 0; i < n / sizeof *v; i += 4)
+        for (int k = 0; k < 4; k++)
+            any[k] = _mm512_or_si512(any[k], _mm512_load_si512(v + i + k));
+    any[0] = _mm512_or_si512(_mm512_or_si512(any[0], any[1]), _mm512_or_si512(any[2], any[3]));
+    return (uint64_t)_mm512_reduce_or_epi64(any[0]);
+}
+
 void kern_use_avx512vnni(struct kern *k) {
     BIND_ROW(QUANT_F32, f32);
     BIND_ROW(QUANT_F16, f16);
@@ -657,4 +668,5 @@ void kern_use_avx512vnni(struct kern *k) {
     kern_pack_avx512vnni(k);
     kern_attn_avx512vnni(k);
     k->peak = peak;
+    k->read = read_all;
 }

@@ -836,6 +836,23 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+/* Every bit of it is looked at. */
+static void test_read(void **state) {
+    uint64_t *p = aligned_alloc(64, 1024);
+
+    assert_non_null(p);
+    for (int i = 0; i < n_tier; i++) {
+        memset(p, 0, 1024);
+        assert_int_equal(tables[i].read(p, 1024), 0);
+        for (int bit = 0; bit < 1024 * 8; bit += 63) {
+            p[bit / 64] = 1ull << bit % 64;
+            assert_true(tables[i].read(p, 1024) == 1ull << bit % 64);
+            p[bit / 64] = 0;
+        }
+    }
+    free(p);
+}
+
 /* Registers hold 512 bits and four units may multiply them at 6 GHz: a tier that claims more has
  * lost its loop to the compiler. */
 static void test_peak(void **state) {
@@ -939,6 +956,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_rope),
         cmocka_unit_test(test_softcap),
         cmocka_unit_test(test_peak),
+        cmocka_unit_test(test_read),
     };
     uint32_t cpu = kern_cpu();
 
