@@ -44,11 +44,13 @@ struct pool {
     alignas(LINE) atomic_uint phase; /* counts up; a futex the workers sleep on */
     pool_fn *fn;
     void *arg;
+    uint32_t n_active; /* workers that run @fn */
     atomic_bool quit;
     alignas(LINE) atomic_bool workers_sleep; /* some may; cleared by the wake */
     alignas(LINE) atomic_bool caller_sleeps;
 
     alignas(LINE) uint32_t n_worker;
+    uint32_t limit;     /* workers that share */
     uint32_t n_started; /* threads there are to join */
     uint64_t spin_nsec; /* 0: sleep at once */
     bool pin;
@@ -173,7 +175,8 @@ static void *worker_main(void *arg) {
         if (!enter(p, w, &phase))
             continue;
 
-        p->fn(p->arg, w->index, p->n_worker);
+        if (w->index < p->n_active)
+            p->fn(p->arg, w->index, p->n_worker);
         atomic_store(&w->state, IDLE(phase));
         if (atomic_load(&p->caller_sleeps))
             futex_wake(&w->state);
@@ -223,7 +226,7 @@ int pool_new(struct pool **ret_pool, const struct topo *topo, uint32_t n_worker)
     p = aligned_alloc(LINE, sizeof *p);
     if (!p)
         return err_new(-ENOMEM);
-    *p = (struct pool){ .n_worker = n_worker };
+    *p = (struct pool){ .n_worker = n_worker, .limit = n_worker };
     if (__builtin_mul_overflow(n_worker, sizeof *p->worker, &size))
         return err_new(-ENOMEM);
     p->worker = aligned_alloc(LINE, size);
@@ -276,8 +279,9 @@ void pool_float(const struct pool *p) {
 static void run(struct pool *p, pool_fn *fn, void *arg, bool all) {
     unsigned phase;
 
-    if (p->n_worker == 1) {
-        fn(arg, 0, 1);
+    p->n_active = all ? p->n_worker : p->limit;
+    if (p->n_active == 1) {
+        fn(arg, 0, p->n_worker);
         return;
     }
 
@@ -303,4 +307,9 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg) {
 
 void pool_share(struct pool *p, pool_fn *fn, void *arg) {
     run(p, fn, arg, false);
+}
+
+void pool_limit(struct pool *p, uint32_t n) {
+    assert(n >= 1);
+    p->limit = n < p->n_worker ? n : p->n_worker;
 }

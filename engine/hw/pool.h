@@ -54,6 +54,9 @@ void pool_run(struct pool *p, pool_fn *fn, void *arg);
  * leaves nothing to begin: on a busy machine nobody then waits for a worker without a CPU. */
 void pool_share(struct pool *p, pool_fn *fn, void *arg);
 
+/* From now on only the first @n workers take part in pool_share(), 1 <= n; the others sleep. */
+void pool_limit(struct pool *p, uint32_t n);
+
 /* [begin, end) of @n items for one worker, in multiples of @step: a static, even split. */
 static inline void pool_slice(uint32_t n, uint32_t step, uint32_t worker, uint32_t n_worker,
                               uint32_t *ret_begin, uint32_t *ret_end) {

@@ -119,6 +119,46 @@ static void test_share(void **state) {
     }
 }
 
+struct limited {
+    atomic_uint n_entered, beyond; /* calls; those of workers beyond the limit */
+    uint32_t limit;
+};
+
+static void enter_limited(void *arg, uint32_t worker, uint32_t n_worker) {
+    struct limited *l = arg;
+
+    assert_int_equal(n_worker, 4);
+    atomic_fetch_add(&l->n_entered, 1);
+    if (worker >= l->limit)
+        atomic_fetch_add(&l->beyond, 1);
+    if (worker == 0)
+        nap();
+}
+
+/* Workers beyond the limit stay out of what is shared, not of what all must run; raised again, they
+ * come back. */
+static void test_limit(void **state) {
+    AUTO(pool_free) struct pool *p = pool_of(4);
+    struct count c = { 0 };
+    int n_helped = 0;
+
+    (void)state;
+    for (uint32_t k = 0; k < 40; k++) {
+        struct limited l = { .limit = (uint32_t[]){ 1, 3, 2, 4 }[k % 4] };
+
+        pool_limit(p, l.limit == 4 ? 9 : l.limit);
+        pool_share(p, enter_limited, &l);
+        assert_int_equal(atomic_load(&l.beyond), 0);
+        assert_in_range(atomic_load(&l.n_entered), 1, l.limit);
+        n_helped += atomic_load(&l.n_entered) > 1;
+        c.round++;
+        pool_run(p, count_up, &c);
+        for (uint32_t w = 0; w < 4; w++)
+            assert_int_equal(c.run[w][0], c.round);
+    }
+    assert_true(n_helped > 0); /* a nap is long: somebody comes, now and then */
+}
+
 static atomic_uint n_entered;
 
 static void enter_and_nap(void *arg, uint32_t worker, uint32_t n_worker) {
@@ -361,6 +401,7 @@ int main(void) {
         cmocka_unit_test(test_every_worker_once),
         cmocka_unit_test(test_share),
         cmocka_unit_test(test_share_waits_for_those_in_it),
+        cmocka_unit_test(test_limit),
         cmocka_unit_test(test_default_is_one_a_core),
         cmocka_unit_test(test_sleepers_wake),
         cmocka_unit_test(test_waiting_costs_nothing),
