@@ -52,3 +52,18 @@ void mem_unmap(void *p, size_t size) {
     if (p)
         (void)munmap(p, size); /* the kernel rounds up to pages */
 }
+
+int mem_put_file(void *p, size_t size, int fd, uint64_t at) {
+    if (mmap(p, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)at) == MAP_FAILED)
+        return err_new(-errno);
+    (void)madvise(p, size, MADV_HUGEPAGE);
+    return 0;
+}
+
+int mem_put_fresh(void *p, size_t size) {
+    if (mmap(p, size, PROT_READ | PROT_WRITE,
+             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+        return err_new(-errno);
+    (void)madvise(p, size, MADV_HUGEPAGE);
+    return 0;
+}

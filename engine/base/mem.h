@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "engine/base/err.h"
 
@@ -29,3 +30,10 @@ enum { MEM_HUGE = 2 << 20 };
 int mem_map(size_t size, bool huge, void **ret_p);
 /* @size: as mapped. @p may be NULL. */
 void mem_unmap(void *p, size_t size);
+
+/* Put bytes [@at, @at + @size) of a file, read-only and shared, in the place of a part of a
+ * mapping, or fresh pages again. Whoever reads there meanwhile sees what was there or what is.
+ * @p, @at: page-aligned; with both at the same place in a huge page the kernel may use those
+ * Return: 0 or -errno. */
+int mem_put_file(void *p, size_t size, int fd, uint64_t at);
+int mem_put_fresh(void *p, size_t size);
