@@ -29,7 +29,7 @@ enum {
  * whole jobs, and cancelling takes one out of their middle, which no ring can do. */
 struct engine {
     struct resident_options opt;
-    char *path; /* opt.path */
+    char *path, *cache_dir; /* opt's */
     const char *tier;
     uint32_t n_queue;
     int epoll_fd;
@@ -334,6 +334,7 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
     e->n_queue = opt->n_queue ? opt->n_queue : ENGINE_N_QUEUE;
     e->tier = engine_bound_tier();
     e->path = strdup(opt->path);
+    e->cache_dir = opt->cache_dir ? strdup(opt->cache_dir) : NULL;
     e->opt = (struct resident_options){
         .path = e->path,
         .n_ctx = opt->n_ctx,
@@ -343,8 +344,9 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         .kv_fmt = opt->kv_fmt,
         .exact = opt->exact,
         .no_pack = opt->no_pack,
+        .cache_dir = e->cache_dir,
     };
-    r = e->path ? engine_init_lock(e) : err_new(-ENOMEM);
+    r = e->path && (e->cache_dir || !opt->cache_dir) ? engine_init_lock(e) : err_new(-ENOMEM);
     if (r == 0)
         r = engine_init_rings(e);
     if (r == 0)
@@ -390,6 +392,7 @@ struct engine *engine_free(struct engine *e) {
     if (e->epoll_fd >= 0)
         (void)close(e->epoll_fd);
     free(e->path);
+    free(e->cache_dir);
     free(e);
     return NULL;
 }

@@ -51,7 +51,9 @@ struct engine_options {
     uint32_t n_queue;      /* generations waiting at most, and text jobs as many; 0: 64 */
     enum quant_fmt kv_fmt; /* QUANT_F16 or QUANT_F32 */
     bool exact;
-    bool no_pack; /* weights stay as in the file */
+    bool no_pack;          /* weights stay as in the file */
+    const char *cache_dir; /* packed weights are kept there for a later start, see
+                              model/image.h; NULL: nowhere */
 };
 
 /* Return: 0 or -errno; a bad file is reported by ENGINE_FAILED. */

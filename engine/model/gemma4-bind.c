@@ -212,12 +212,12 @@ static void bind(struct binder *b) {
 }
 
 /* Room for packed weights, unless memory is too short for them. */
-static int map_weights(struct gemma4 *g, uint64_t reserve, struct why *why) {
+static int map_weights(struct gemma4 *g, const struct model_options *opt, struct why *why) {
     uint64_t size = g->model.weights.size, room = quota_memory("");
     int r;
 
-    room = room > reserve ? room - reserve : 0;
-    r = weights_map(&g->model.weights, room);
+    room = room > opt->reserve ? room - opt->reserve : 0;
+    r = weights_map(&g->model.weights, room, opt->cache_dir);
     if (r < 0)
         return why_set(why, err_up(r), "no memory for %" PRIu64 " bytes of weights", size);
     if (r == WEIGHTS_LARGE)
@@ -243,7 +243,7 @@ int gemma4_bind(struct gemma4 *g, const struct gguf *gguf, const struct model_op
         return b.r;
     if (measure.failed)
         return why_set(why, err_new(-ENOMEM), "the weights' sizes overflow memory");
-    r = map_weights(g, opt->reserve, why);
+    r = map_weights(g, opt, why);
     if (r != 0)
         return err_up(r);
     b.pack = false;

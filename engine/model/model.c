@@ -96,6 +96,9 @@ struct model *model_free(struct model *m) {
 int model_load(struct model *m, const struct weights_load *load, struct why *why) {
     int r = weights_load(&m->weights, m->pool, load, why);
 
+    m->info.from_image = m->weights.mapped;
+    if (r == 0)
+        weights_keep(&m->weights, m->pool);
     return r == WEIGHTS_STOPPED ? MODEL_STOPPED : err_up(r);
 }
 

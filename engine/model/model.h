@@ -34,12 +34,13 @@ enum {
 };
 
 struct model_options {
-    uint32_t n_ctx;   /* context to serve, 0: the trained one */
-    uint32_t n_batch; /* rows of a step at most */
-    uint32_t n_out;   /* rows of a step that may ask for logits at most */
-    bool exact;       /* float activations everywhere; then weights stay as in the file */
-    bool no_blas;     /* never call OpenBLAS */
-    bool no_pack;     /* weights stay as in the file */
+    uint32_t n_ctx;        /* context to serve, 0: the trained one */
+    uint32_t n_batch;      /* rows of a step at most */
+    uint32_t n_out;        /* rows of a step that may ask for logits at most */
+    bool exact;            /* float activations everywhere; then weights stay as in the file */
+    bool no_blas;          /* never call OpenBLAS */
+    bool no_pack;          /* weights stay as in the file */
+    const char *cache_dir; /* packed weights are kept there as an image, see image.h; NULL: not */
     uint64_t reserve; /* bytes of memory the caller will use besides: when packed weights and this
                          are more than is free, weights stay as in the file */
 };
@@ -56,6 +57,7 @@ struct model_info {
     uint64_t token_bytes;  /* weight bytes one decoded token reads */
     uint64_t step_bytes;   /* step memory */
     uint64_t pack_bytes;   /* of packed weights; 0: all stay as in the file */
+    bool from_image;       /* packed weights are mapped from an image */
     char layout[32];       /* byte order most packed bytes are in, or "" */
 };
 
@@ -72,7 +74,8 @@ int model_new(struct model **ret_model, const struct gguf *g, const struct kern 
 struct model *model_free(struct model *m);
 AUTO_DEFINE(struct model *, model_free)
 
-/* Read the weights; before the first step. Return: 0, MODEL_STOPPED, or -errno with @why. */
+/* Read the weights; before the first step. Their image is then written in the background.
+ * Return: 0, MODEL_STOPPED, or -errno with @why. */
 int model_load(struct model *m, const struct weights_load *load, struct why *why);
 
 const struct model_info *model_info(const struct model *m);

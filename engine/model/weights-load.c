@@ -11,6 +11,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "engine/base/log.h"
 #include "engine/base/mem.h"
 #include "engine/model/weights.h"
 
@@ -27,11 +28,13 @@ enum {
     WEIGHTS_DEPTH = 4,           /* slabs in the making: fewer leave a fast disk idle meanwhile */
 };
 
-/* A tensor, cut into items: slabs to read and pack, or chunks to page in. */
+/* A tensor, cut into items: slabs to read and pack, or chunks to page in. Or the image, cut into
+ * slabs to page in and check. */
 struct piece {
-    const struct tensor *t;
+    const struct tensor *t; /* NULL: the image */
     const struct kern_pack *pack;
     uint8_t *to;
+    uint64_t size;
     uint32_t first; /* its first item */
     size_t step;    /* bytes an item */
 };
@@ -56,10 +59,12 @@ struct loader {
     _Atomic uint64_t done, ahead;
     atomic_int failed; /* first -errno */
     atomic_uint failed_item;
+    atomic_bool damaged; /* the image is */
 };
 
 static bool load_over(const struct loader *l) {
     return atomic_load_explicit(&l->failed, memory_order_relaxed) != 0 ||
+           atomic_load_explicit(&l->damaged, memory_order_relaxed) ||
            (l->load->stop && atomic_load_explicit(l->load->stop, memory_order_relaxed));
 }
 
@@ -160,6 +165,29 @@ static int load_slab(struct loader *l, const struct piece *p, size_t at, size_t 
     return 0;
 }
 
+/* What comes from the disk is checked. What is in the page cache was, when it came from there or
+ * was written, and the image has not been written to since: checking it would take longer than all
+ * else. */
+static int load_image(struct loader *l, const struct piece *p, size_t at, size_t n) {
+    uint64_t data_at;
+    int fd = image_fd(l->w->image, &data_at);
+    bool cached = is_cached(fd, n, data_at + at);
+    int r = page_in(p->to + at, n);
+
+    if (r < 0)
+        return err_up(r);
+    if (!cached && !image_slab_ok(l->w->image, at / IMAGE_SLAB, p->to + at, n))
+        atomic_store(&l->damaged, true);
+    return 0;
+}
+
+static int load_item(struct loader *l, const struct piece *p, size_t at, size_t n,
+                     uint32_t worker) {
+    if (!p->t)
+        return err_up(load_image(l, p, at, n));
+    return err_up(p->pack ? load_slab(l, p, at, n, worker) : load_chunk(l, p, at, n));
+}
+
 static const struct piece *piece_of(const struct loader *l, uint32_t item) {
     uint32_t lo = 0, hi = l->n_piece;
 
@@ -174,6 +202,12 @@ static const struct piece *piece_of(const struct loader *l, uint32_t item) {
     return &l->piece[lo];
 }
 
+static const char *name_of(const struct loader *l, uint32_t item) {
+    const struct piece *p = piece_of(l, item);
+
+    return p->t ? p->t->name : "image";
+}
+
 static void load_items(void *arg, uint32_t worker, uint32_t n_worker) {
     struct loader *l = arg;
 
@@ -186,9 +220,9 @@ static void load_items(void *arg, uint32_t worker, uint32_t n_worker) {
             return;
         const struct piece *p = piece_of(l, item);
         size_t at = (item - p->first) * p->step;
-        size_t n = p->t->size - at < p->step ? (size_t)p->t->size - at : p->step;
+        size_t n = p->size - at < p->step ? (size_t)p->size - at : p->step;
 
-        r = p->pack ? load_slab(l, p, at, n, worker) : load_chunk(l, p, at, n);
+        r = load_item(l, p, at, n, worker);
         if (r < 0) {
             if (atomic_compare_exchange_strong(&l->failed, &none, r))
                 atomic_store(&l->failed_item, item);
@@ -200,41 +234,56 @@ static void load_items(void *arg, uint32_t worker, uint32_t n_worker) {
     }
 }
 
+static int add_piece(struct loader *l, const struct piece *piece) {
+    uint64_t n = (piece->size - 1) / piece->step + 1;
+    struct piece *p = &l->piece[l->n_piece++];
+
+    *p = *piece;
+    p->first = l->n_item;
+    if (l->n_item + n > UINT32_MAX / 2)
+        return err_new(-ENOMEM);
+    l->n_item += (uint32_t)n;
+    return 0;
+}
+
+static int add_tensor(struct loader *l, uint32_t i) {
+    const struct tensor *t = gguf_tensor_at(l->w->gguf, i);
+    struct piece p = { .t = t, .size = t->size, .step = WEIGHTS_CHUNK };
+
+    (void)weights_at(l->w, t, &p.pack);
+    if (p.pack) {
+        size_t group = p.pack->n_row * quant_row_size(t->fmt, t->ne[0]);
+
+        p.to = l->w->base + l->w->place[i].at;
+        p.step = group < WEIGHTS_SLAB ? WEIGHTS_SLAB / group * group : group;
+        if (p.step > l->bounce_size)
+            l->bounce_size = p.step;
+    }
+    return err_up(add_piece(l, &p));
+}
+
 /* Cut all tensors into items. Return: 0 or -ENOMEM. */
 static int plan_items(struct loader *l) {
     const struct gguf *g = l->w->gguf;
-    uint64_t n_item = 0, in_tensors = 0;
+    uint64_t to_do = 0;
+    int r = 0;
 
     l->piece = calloc(gguf_n_tensor(g) + 1, sizeof *l->piece);
     if (!l->piece)
         return err_new(-ENOMEM);
-    for (uint32_t i = 0; i < gguf_n_tensor(g); i++) {
-        struct piece *p = &l->piece[l->n_piece];
-        const struct tensor *t = gguf_tensor_at(g, i);
-
-        if (t->size == 0)
-            continue;
-        *p = (struct piece){ .t = t, .first = (uint32_t)n_item, .step = WEIGHTS_CHUNK };
-        (void)weights_at(l->w, t, &p->pack);
-        if (p->pack) {
-            size_t group = p->pack->n_row * quant_row_size(t->fmt, t->ne[0]);
-
-            p->to = l->w->base + l->w->place[i].at;
-            p->step = group < WEIGHTS_SLAB ? WEIGHTS_SLAB / group * group : group;
-            if (p->step > l->bounce_size)
-                l->bounce_size = p->step;
-        }
-        n_item += (t->size - 1) / p->step + 1;
-        if (n_item > UINT32_MAX / 2)
-            return err_new(-ENOMEM);
-        in_tensors += t->size;
-        l->n_piece++;
-    }
-    l->n_item = (uint32_t)n_item;
+    if (l->w->mapped)
+        r = add_piece(l,
+                      &(struct piece){ .to = l->w->base, .size = l->w->size, .step = IMAGE_SLAB });
+    for (uint32_t i = 0; i < gguf_n_tensor(g) && r == 0; i++)
+        if (gguf_tensor_at(g, i)->size && !(l->w->mapped && l->w->place[i].pack))
+            r = add_tensor(l, i);
+    for (uint32_t i = 0; i < l->n_piece; i++)
+        to_do += l->piece[i].size;
     for (uint32_t i = 0; i < gguf_n_part(g); i++)
         l->total += gguf_part_size(g, i);
-    atomic_store(&l->done, l->total - in_tensors); /* directories were read by gguf_open() */
-    return 0;
+    l->total = l->total > to_do ? l->total : to_do;
+    atomic_store(&l->done, l->total - to_do); /* directories were read by gguf_open() */
+    return err_up(r);
 }
 
 static int open_sources(struct loader *l) {
@@ -335,7 +384,9 @@ static int load_all(struct loader *l, struct pool *pool, struct why *why) {
     r = atomic_load(&l->failed);
     if (r < 0)
         return why_set(why, err_up(r), "%s: cannot read the weights: %s",
-                       piece_of(l, atomic_load(&l->failed_item))->t->name, strerror(-r));
+                       name_of(l, atomic_load(&l->failed_item)), strerror(-r));
+    if (atomic_load(&l->damaged))
+        return 0;
     if (load_over(l))
         return WEIGHTS_STOPPED;
     if (l->load->progress)
@@ -343,12 +394,33 @@ static int load_all(struct loader *l, struct pool *pool, struct why *why) {
     return 0;
 }
 
-int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
-                 struct why *why) {
+/* Load, once. *ret_damaged: the image was, nothing is loaded. */
+static int load_once(struct weights *w, struct pool *pool, const struct weights_load *load,
+                     bool *ret_damaged, struct why *why) {
     uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
     struct loader l = { .w = w, .load = load, .drop = w->size > memory / 2 };
     int r = load_all(&l, pool, why);
 
+    *ret_damaged = atomic_load(&l.damaged);
     loader_deinit(&l);
     return r;
+}
+
+int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
+                 struct why *why) {
+    bool damaged;
+    int r = load_once(w, pool, load, &damaged, why);
+
+    if (!damaged)
+        return r;
+    log_debug("image", "damaged, removed");
+    image_drop(w->image);
+    if (w->large)
+        return why_set(why, err_new(-EIO),
+                       "the image of packed weights was damaged and is removed; load again");
+    r = mem_put_fresh(w->base, w->size);
+    if (r < 0)
+        return why_set(why, err_up(r), "no memory for weights");
+    w->mapped = false;
+    return load_once(w, pool, load, &damaged, why);
 }

@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/model/weights.h"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
+#include "engine/base/log.h"
 #include "engine/base/mem.h"
+#include "engine/base/sum.h"
 
 enum { WEIGHTS_ALIGN = 128 /* of a tensor's first group */ };
 
@@ -15,6 +21,9 @@ int weights_init(struct weights *w, const struct gguf *gguf) {
 }
 
 void weights_deinit(struct weights *w) {
+    atomic_store(&w->keeper.stop, true);
+    weights_keep_wait(w);
+    image_free(w->image);
     mem_unmap(w->base, w->size);
     free(w->place);
     *w = (struct weights){ 0 };
@@ -40,23 +49,118 @@ int weights_plan(struct weights *w, const struct tensor *t, uint32_t n_out,
     return 0;
 }
 
-int weights_map(struct weights *w, uint64_t max) {
+/* ---- the image ---- */
+
+/* What an image of the planned weights is. Return: 0, IMAGE_NONE, or -errno. */
+static int plan_image(struct weights *w, const char *dir) {
+    uint32_t n = gguf_n_tensor(w->gguf), n_packed = 0;
+    AUTO(free) struct image_tensor *tensor = calloc(n + 1, sizeof *tensor);
+
+    if (!tensor)
+        return err_new(-ENOMEM);
+    for (uint32_t i = 0; i < n; i++) {
+        const struct tensor *t = gguf_tensor_at(w->gguf, i);
+        const struct kern_pack *pack = w->place[i].pack;
+        struct image_tensor *to = &tensor[n_packed];
+
+        if (!pack)
+            continue;
+        *to = (struct image_tensor){ .name = sum_bytes(0, t->name, strlen(t->name)),
+                                     .at = w->place[i].at,
+                                     .size = t->size,
+                                     .n_row = pack->n_row };
+        memcpy(to->layout, pack->layout, strnlen(pack->layout, sizeof to->layout));
+        n_packed++;
+    }
+    return err_up(image_new(&w->image, dir, w->gguf, tensor, n_packed, w->size));
+}
+
+/* Map the image, if there is a good one. One that is not goes: there is one a model. */
+static void map_image(struct weights *w) {
+    struct why why = { 0 };
+    uint64_t at;
+    int fd, r = image_open(w->image, &why);
+
+    if (r != 0) {
+        if (r == IMAGE_BAD) {
+            log_debug("image", "refused: %s", why.text);
+            image_drop(w->image);
+        }
+        return;
+    }
+    fd = image_fd(w->image, &at);
+    w->mapped = mem_put_file(w->base, w->size, fd, at) == 0;
+}
+
+int weights_map(struct weights *w, uint64_t max, const char *cache_dir) {
     void *p;
     int r;
 
     if (w->size == 0)
         return 0;
-    if (w->size > max) {
-        memset(w->place, 0, gguf_n_tensor(w->gguf) * sizeof *w->place);
-        w->size = 0;
-        return WEIGHTS_LARGE;
-    }
     r = mem_map(w->size, true, &p);
     if (r < 0)
         return err_up(r);
     w->base = p;
+    if (cache_dir && plan_image(w, cache_dir) == 0)
+        map_image(w);
+
+    w->large = w->size > max;
+    if (w->large && !w->mapped) {
+        mem_unmap(w->base, w->size);
+        w->base = NULL;
+        w->image = image_free(w->image);
+        memset(w->place, 0, gguf_n_tensor(w->gguf) * sizeof *w->place);
+        w->size = 0;
+        return WEIGHTS_LARGE;
+    }
     return 0;
 }
+
+enum {
+    KEEP_NICE = 19,
+    KEEP_IO_IDLE = 3 << 13, /* ioprio_set(2): only when nobody else uses the disk */
+    KEEP_IO_SELF = 1,       /* IOPRIO_WHO_PROCESS */
+};
+
+/* What computes comes first. */
+static void *keeper_main(void *arg) {
+    struct weights *w = arg;
+    struct why why = { 0 };
+    int r;
+
+    pool_float(w->keeper.pool);
+    (void)setpriority(PRIO_PROCESS, (id_t)gettid(), KEEP_NICE);
+    (void)syscall(SYS_ioprio_set, KEEP_IO_SELF, 0, KEEP_IO_IDLE);
+    r = image_write(w->image, w->base, &w->keeper.stop, &why);
+    if (r == 0)
+        log_debug("image", "written");
+    else
+        log_debug("image", "not written: %s", why.text[0] ? why.text : "left");
+    return NULL;
+}
+
+void weights_keep(struct weights *w, struct pool *pool) {
+    sigset_t all, old;
+
+    if (!w->image || w->mapped || w->keeper.started)
+        return;
+    w->keeper.pool = pool;
+    (void)sigfillset(&all); /* signals are for the threads that expect them */
+    (void)pthread_sigmask(SIG_SETMASK, &all, &old);
+    w->keeper.started = pthread_create(&w->keeper.thread, NULL, keeper_main, w) == 0;
+    if (w->keeper.started)
+        (void)pthread_setname_np(w->keeper.thread, "image");
+    (void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+}
+
+void weights_keep_wait(struct weights *w) {
+    if (w->keeper.started)
+        (void)pthread_join(w->keeper.thread, NULL);
+    w->keeper.started = false;
+}
+
+/* ---- */
 
 const void *weights_at(const struct weights *w, const struct tensor *t,
                        const struct kern_pack **ret_pack) {

@@ -9,15 +9,20 @@
  * slab on all workers and some threads more, so that disk and CPUs are busy at once; there is never
  * a second copy of more than a slab each. What is not packed stays in the mapping and is paged in.
  *
+ * With a cache directory, packed weights are kept as a file (image.h): written in the background
+ * once they are loaded, it takes their place in memory slab by slab, and a later start maps it.
+ *
  *   packed tensor:  groups of n_row rows, in the file's order; the rows of all experts are one
  *                   sequence, since those of one expert are whole groups
  *
  * Owner:   the engine thread; read-only once loaded.
- * Memory:  one anonymous mapping, huge pages where the kernel gives them; while loading, a slab a
- *          thread besides.
+ * Memory:  one mapping, huge pages where the kernel gives them; while loading, a slab a thread
+ *          besides.
  */
 
+#include <pthread.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -25,6 +30,7 @@
 #include "engine/fmt/gguf.h"
 #include "engine/hw/pool.h"
 #include "engine/kern/kern.h"
+#include "engine/model/image.h"
 
 enum {
     WEIGHTS__OK,
@@ -48,6 +54,16 @@ struct weights {
     struct weights_place *place; /* [n tensors] */
     uint8_t *base;               /* NULL: nothing is packed */
     size_t size;                 /* bytes of all packed tensors, with their padding */
+    bool large;                  /* more than was allowed: there only as an image */
+
+    struct image *image; /* NULL: they are not kept */
+    bool mapped;         /* base is the image's file */
+    struct weights_keeper {
+        pthread_t thread;
+        struct pool *pool;
+        bool started;
+        atomic_bool stop;
+    } keeper; /* writes the image */
 };
 
 /* @gguf: borrowed. Return: 0 or -ENOMEM. */
@@ -59,9 +75,10 @@ void weights_deinit(struct weights *w);
  * overflow. */
 int weights_plan(struct weights *w, const struct tensor *t, uint32_t n_out,
                  const struct kern_pack *pack);
-/* Make room for what was planned, unless that is more than @max bytes. Pages take memory as they
- * are filled. Return: 0, WEIGHTS_LARGE, or -ENOMEM. */
-int weights_map(struct weights *w, uint64_t max);
+/* Make room for what was planned, unless that is more than @max bytes: map the image that is in
+ * @cache_dir (NULL: none), else memory, whose pages take memory as they are filled.
+ * Return: 0, WEIGHTS_LARGE, or -ENOMEM. */
+int weights_map(struct weights *w, uint64_t max, const char *cache_dir);
 /* Where @t lies. @ret_pack: how it is packed; NULL: as in the file */
 const void *weights_at(const struct weights *w, const struct tensor *t,
                        const struct kern_pack **ret_pack);
@@ -76,6 +93,13 @@ struct weights_load {
     uint64_t ahead_max;      /* bytes to page in at most, the rest comes when used; 0: all */
 };
 
-/* Return: 0, WEIGHTS_STOPPED, or -errno with @why: reading failed, or memory is short. */
+/* An image is read and checked; a damaged one is removed, and the weights are packed again.
+ * Return: 0, WEIGHTS_STOPPED, or -errno with @why: reading failed, or memory is short. */
 int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
                  struct why *why);
+
+/* Begin to write the image, if there is to be one and it is not mapped already. Whether it comes to
+ * be is shown in the log topic "image" at level debug alone. */
+void weights_keep(struct weights *w, struct pool *pool);
+/* Wait for that to end. */
+void weights_keep_wait(struct weights *w);

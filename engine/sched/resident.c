@@ -65,6 +65,7 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
                        bytes);
     shape.n_ctx = mo.n_ctx = r->n_ctx; /* step memory and model_info() follow it */
     mo.no_pack = opt->no_pack;
+    mo.cache_dir = opt->cache_dir;
     mo.reserve = kvcache_size(&shape);
     r->model = model_free(r->model);
     k = model_new(&r->model, r->gguf, &r->kern, r->pool, &mo, l->why);

@@ -44,7 +44,8 @@ struct resident_options {
     uint32_t n_batch;  /* >= 1 */
     enum quant_fmt kv_fmt;
     bool exact;
-    bool no_pack; /* weights stay as in the file */
+    bool no_pack;          /* weights stay as in the file */
+    const char *cache_dir; /* where packed weights are kept, see image.h; NULL: nowhere */
 };
 
 struct resident {

@@ -41,7 +41,8 @@ int eval_model_open(struct eval *e, bool exact, uint32_t n_ctx, struct eval_mode
                                  .n_out = ret->n_batch,
                                  .exact = exact,
                                  .no_blas = a->no_blas,
-                                 .no_pack = a->no_pack };
+                                 .no_pack = a->no_pack,
+                                 .cache_dir = a->cache_dir };
     static const struct weights_load whole;
 
     if (model_new(&ret->model, e->gguf, &e->kern, e->pool, &opt, &e->why) != 0 ||

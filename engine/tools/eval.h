@@ -22,7 +22,7 @@ enum { EVAL__OK, EVAL_FAILED };
 struct json_object;
 
 struct eval_args {
-    const char *model;
+    const char *model, *cache_dir;
     const char *ids, *text, *file; /* the input, at most one of them */
     const char *logits;            /* file to write */
     const char *perplexity, *tokenize, *tokenize_lines;

@@ -39,13 +39,14 @@ static const char usage_text[] =
     "      --exact        float activations everywhere\n"
     "      --no-blas      never call OpenBLAS\n"
     "      --no-pack      weights stay as in the file\n"
+    "      --cache-dir DIR  keep packed weights there, or take them from there\n"
     "      --json         one JSON object instead of the table\n"
     "      --help, --version\n";
 
 enum { BATCH_MAX = 16, REPEAT_MAX = 1000, TOKEN_MAX = 1 << 24 };
 
 struct args {
-    const char *model;
+    const char *model, *cache_dir;
     uint32_t prompt, gen, depth, threads, repeat, step;
     uint32_t batch[BATCH_MAX], n_batch;
     enum quant_fmt kv;
@@ -220,6 +221,7 @@ static int load(struct bench *b) {
         .exact = a->exact,
         .no_blas = a->no_blas,
         .no_pack = a->no_pack,
+        .cache_dir = a->cache_dir,
     };
     static const struct weights_load whole;
     struct kv_shape shape;
@@ -448,7 +450,16 @@ static void parse_batch(struct args *a, const char *s) {
     }
 }
 
-enum { OPT_KV = 256, OPT_EXACT, OPT_NO_BLAS, OPT_NO_PACK, OPT_JSON, OPT_HELP, OPT_VERSION };
+enum {
+    OPT_KV = 256,
+    OPT_EXACT,
+    OPT_NO_BLAS,
+    OPT_NO_PACK,
+    OPT_CACHE_DIR,
+    OPT_JSON,
+    OPT_HELP,
+    OPT_VERSION
+};
 
 static const struct option options[] = {
     { "prompt", required_argument, NULL, 'p' },
@@ -462,6 +473,7 @@ static const struct option options[] = {
     { "exact", no_argument, NULL, OPT_EXACT },
     { "no-blas", no_argument, NULL, OPT_NO_BLAS },
     { "no-pack", no_argument, NULL, OPT_NO_PACK },
+    { "cache-dir", required_argument, NULL, OPT_CACHE_DIR },
     { "json", no_argument, NULL, OPT_JSON },
     { "help", no_argument, NULL, OPT_HELP },
     { "version", no_argument, NULL, OPT_VERSION },
@@ -481,6 +493,7 @@ static void parse_one(struct args *a, int opt, const char *arg) {
     case OPT_EXACT:   a->exact = true; break;
     case OPT_NO_BLAS: a->no_blas = true; break;
     case OPT_NO_PACK: a->no_pack = true; break;
+    case OPT_CACHE_DIR: a->cache_dir = optarg; break;
     case OPT_JSON:    a->json = true; break;
     case OPT_KV:      a->kv = arg_kv(optarg); break;
     case OPT_HELP:

@@ -37,6 +37,7 @@ static const char usage_text[] =
     "  --ctx N                context (as long as the input needs)\n"
     "  --no-blas              never call OpenBLAS\n"
     "  --no-pack              weights stay as in the file\n"
+    "  --cache-dir DIR        keep packed weights there, or take them from there\n"
     "  --help, --version\n";
 
 enum {
@@ -61,6 +62,7 @@ enum {
     OPT_CTX,
     OPT_NO_BLAS,
     OPT_NO_PACK,
+    OPT_CACHE_DIR,
     OPT_HELP,
     OPT_VERSION,
 };
@@ -87,6 +89,7 @@ static const struct option options[] = {
     { "ctx", required_argument, NULL, OPT_CTX },
     { "no-blas", no_argument, NULL, OPT_NO_BLAS },
     { "no-pack", no_argument, NULL, OPT_NO_PACK },
+    { "cache-dir", required_argument, NULL, OPT_CACHE_DIR },
     { "help", no_argument, NULL, OPT_HELP },
     { "version", no_argument, NULL, OPT_VERSION },
     { 0 },
@@ -115,6 +118,7 @@ static void parse_one(struct eval_args *a, int opt, const char *arg) {
     case OPT_CTX:            a->ctx = arg_number("ctx", optarg, 1, 1 << 24); break;
     case OPT_NO_BLAS:        a->no_blas = true; break;
     case OPT_NO_PACK:        a->no_pack = true; break;
+    case OPT_CACHE_DIR:      a->cache_dir = optarg; break;
     case OPT_KV:             a->kv = arg_kv(optarg); break;
     case OPT_HELP:
         fputs(usage_text, stdout);
