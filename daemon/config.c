@@ -35,6 +35,10 @@ static const struct config_key keys[] = {
     /* name, type, where, min, max, default, words, meaning */
     { "batch",            CONFIG_UINT, AT(batch),           0, 4096,       "0", { NULL },
       "prompt tokens of one step; 0: 128" },
+    { "cache-dir",        CONFIG_PATH, AT(cache_dir),       0, 4095,       "", { NULL },
+      "where packed weights are kept for a later start; unset: $CACHE_DIRECTORY, if there is one" },
+    { "cache-weights",    CONFIG_BOOL, AT(cache_weights),   0, 1,          "yes", { NULL },
+      "keep packed weights, so that a later start maps them; takes as much disk as the model" },
     { "context",          CONFIG_UINT, AT(context),         0, 1 << 20,    "0", { NULL },
       "tokens of context; 0: what the model was trained for, as far as kv-bytes holds it" },
     { "default-model",    CONFIG_STR,  AT(default_model),   0, 255,        "", { NULL },
@@ -340,6 +344,7 @@ struct config *config_free(struct config *c) {
     free(c->model_dir);
     free(c->default_model);
     free(c->log);
+    free(c->cache_dir);
     for (size_t i = 0; i < N_KEY; i++)
         free(c->from[i]);
     free(c);

@@ -226,8 +226,11 @@ static void on_loaded(struct models *m) {
     const struct model_info *info = engine_info(m->engine);
 
     m->state = MODELS_LOADED;
-    log_info("models", "%s: loaded: %s, %s, %u tokens of context", m->id, info->arch, info->quant,
-             info->n_ctx);
+    log_info("models", "%s: loaded: %s, %s, %u tokens of context, weights %s", m->id, info->arch,
+             info->quant, info->n_ctx,
+             info->from_image   ? "mapped from the cache"
+             : info->pack_bytes ? "packed"
+                                : "as in the file");
     say_status(m, NULL);
     load_end(m, MODELS_LOAD_DONE);
 }
@@ -294,6 +297,12 @@ static void drop(struct models *m, const char *why) {
     }
 }
 
+static const char *cache_dir(const struct config *c) {
+    if (!c->cache_weights)
+        return NULL;
+    return c->cache_dir ? c->cache_dir : getenv("CACHE_DIRECTORY"); /* of the service manager */
+}
+
 static int start(struct models *m, const struct registry_file *f, uid_t uid, struct why *why) {
     const struct config *c = m->config;
     struct engine_options opt = {
@@ -304,6 +313,7 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
         .n_queue = (uint32_t)c->queue,
         .kv_fmt = c->kv_type == CONFIG_KV_F32 ? QUANT_F32 : QUANT_F16,
         .exact = c->exact,
+        .cache_dir = cache_dir(c),
     };
     struct models_load *load;
     int r;

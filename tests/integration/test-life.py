@@ -152,6 +152,26 @@ class Start(unittest.TestCase):
                 with self.assertRaisesRegex(RpcError, "NoSuchModel"):
                     c.call("generate", prompt="x", model="five")
 
+    def test_second_start_maps_the_weights(self):
+        answers, logs = [], []
+        with tempfile.TemporaryDirectory() as d:
+            for start in "packs", "maps", "may not":
+                config = f"cache-dir = {d}\n" + "cache-weights = no\n" * (start == "may not")
+                with Moed(config=config) as moed, moed.client() as c:
+                    until(lambda: "loaded: " in moed.text(), "not loaded")
+                    answers.append(c.call("generate", prompt="abc", max_tokens=8, temperature=0, logprobs=5))
+                    logs.append(moed.text())
+                    if "weights as in the file" in logs[0]:
+                        self.skipTest("this processor's kernels pack nothing")
+                    if start == "packs":
+                        until(lambda: list(pathlib.Path(d).glob("*.weights")), "no image")
+        self.assertIn("weights packed", logs[0])
+        self.assertIn("weights mapped from the cache", logs[1])
+        self.assertIn("weights packed", logs[2])
+        for a in answers[1:]:
+            self.assertEqual(a["text"], answers[0]["text"])
+            self.assertEqual(a["logprobs"], answers[0]["logprobs"])
+
 
 class Activation(unittest.TestCase):
     def setUp(self):
