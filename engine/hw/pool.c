@@ -14,6 +14,7 @@
 #include <sys/syscall.h>
 #include <time.h>
 
+#include "engine/hw/plan.h"
 #include "engine/hw/pool.h"
 
 enum {
@@ -30,7 +31,6 @@ enum {
 struct worker {
     alignas(LINE) atomic_uint state; /* phase << 1 | running; a futex the caller sleeps on */
     uint32_t index;
-    uint32_t os; /* CPU to pin to */
     struct pool *pool;
     pthread_t thread;
 };
@@ -55,6 +55,7 @@ struct pool {
     uint64_t spin_nsec; /* 0: sleep at once */
     bool pin;
     struct worker *worker; /* [n_worker], the first without a thread */
+    struct topo_cpu *cpu;  /* [n_worker] to pin to */
 };
 
 static void futex_wait(atomic_uint *word, unsigned seen) {
@@ -141,8 +142,8 @@ static void pin_self(const struct pool *p, uint32_t first, uint32_t end) {
         return;
     CPU_ZERO_S(size, set);
     for (uint32_t i = first; i < end; i++)
-        if (p->worker[i].os < CPU_MAX)
-            CPU_SET_S(p->worker[i].os, size, set);
+        if (p->cpu[i].os < CPU_MAX)
+            CPU_SET_S(p->cpu[i].os, size, set);
     (void)sched_setaffinity(0, size, set); /* refused, or none known: the thread floats */
     CPU_FREE(set);
 }
@@ -238,8 +239,10 @@ int pool_new(struct pool **ret_pool, const struct topo *topo, uint32_t n_worker)
      * is best left to the kernel, there is nothing to keep it apart from. */
     p->spin_nsec = n_worker <= topo->n_cpu ? SPIN_NSEC : 0;
     p->pin = n_worker > 1 && n_worker <= topo->n_cpu;
-    for (uint32_t i = 0; i < n_worker; i++)
-        p->worker[i].os = topo->cpu[i % topo->n_cpu].os;
+    p->cpu = calloc(n_worker, sizeof *p->cpu);
+    if (!p->cpu)
+        return err_new(-ENOMEM);
+    plan_place(topo, n_worker, p->cpu);
 
     r = start_workers(p);
     if (r < 0)
@@ -258,12 +261,17 @@ struct pool *pool_free(struct pool *p) {
     for (uint32_t i = 1; i <= p->n_started; i++)
         (void)pthread_join(p->worker[i].thread, NULL);
     free(p->worker);
+    free(p->cpu);
     free(p);
     return NULL;
 }
 
 uint32_t pool_n_worker(const struct pool *p) {
     return p->n_worker;
+}
+
+const struct topo_cpu *pool_cpus(const struct pool *p) {
+    return p->cpu;
 }
 
 void pool_adopt(struct pool *p) {

@@ -38,6 +38,8 @@ struct pool *pool_free(struct pool *p);
 AUTO_DEFINE(struct pool *, pool_free)
 
 uint32_t pool_n_worker(const struct pool *p);
+/* The CPUs of the workers, [n_worker], as plan_place() chose them; borrowed. */
+const struct topo_cpu *pool_cpus(const struct pool *p);
 
 /* Pin the calling thread as worker 0; call once from the thread that will call pool_run(). Threads
  * it makes afterwards inherit that. */

@@ -5,7 +5,7 @@
  * topo - the machine as plain structs: memory nodes, cores, caches, and what we may use of them
  *
  * Usable CPUs are the allowed cpuset, one per core (SMT siblings after all first threads), and no
- * more of them than the cgroup's CPU quota pays for.
+ * more of them than the cgroup's CPU quota pays for; then those are spread over the cores evenly.
  *
  * Owner:   whoever made it; immutable afterwards.
  * Source:  hwloc; topo-fallback.c without it reads sched_getaffinity(2).
@@ -17,10 +17,13 @@
 #include "engine/base/err.h"
 
 struct topo_cpu {
-    uint32_t os;      /* the kernel's number */
-    uint32_t core;    /* logical index of its core */
-    uint32_t node;    /* logical index of its memory node */
-    uint32_t sibling; /* 0: first thread of its core, 1: second, … */
+    uint32_t os;         /* the kernel's number */
+    uint32_t core;       /* logical index of its core */
+    uint32_t node;       /* logical index of its memory node: the nearest that has memory */
+    uint32_t node_os;    /* the kernel's number of that */
+    uint32_t cache;      /* logical index of its L3 cache */
+    uint64_t cache_size; /* bytes of that, 0: unknown, and then cache is 0 */
+    uint32_t sibling;    /* 0: first thread of its core, 1: second, … */
 };
 
 struct topo {

@@ -84,11 +84,12 @@ static void test_quota_clips(void **state) {
 
 static void test_absurd_cache_is_unknown(void **state) {
     AUTO(topo_free)
-    struct topo *t = made_up("l3:1(size=8589934592) l2:2(size=2147483648) core:1 pu:2", 0);
+    struct topo *t = made_up("l3:1(size=8589934592) l2:2(size=268435456) core:1 pu:2", 0);
 
     (void)state;
-    assert_int_equal(t->l3, 0);       /* 8 GiB of 4 CPUs */
-    assert_true(t->l2 == 1ull << 31); /* 2 GiB of 2: odd, but it is what was said */
+    assert_int_equal(t->l3, 0);         /* 8 GiB of 4 CPUs */
+    assert_int_equal(t->l2, 256 << 20); /* 256 MiB of 2: odd, but it is what was said */
+    assert_true(t->cpu[0].cache_size == 0);
 }
 
 static void test_environment_describes_machine(void **state) {
