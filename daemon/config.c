@@ -23,8 +23,8 @@ struct config_key {
     enum config_type type;
     size_t offset;
     uint64_t min, max;
-    const char *def; /* "" for strings: not set */
-    const char *words[4];
+    const char *def;      /* "" for strings: not set */
+    const char *words[4]; /* of an enum, two or three */
     const char *doc;
 };
 
@@ -47,8 +47,8 @@ static const struct config_key keys[] = {
       "float activations everywhere: slower, for comparisons" },
     { "kv-bytes",         CONFIG_SIZE, AT(kv_bytes),        0, 1ull << 50, "0", { NULL },
       "bound of the K/V cache; 0: a quarter of the memory" },
-    { "kv-type",          CONFIG_ENUM, AT(kv_type),         0, 0,          "f16", { "f16", "f32" },
-      "format of the K/V cache" },
+    { "kv-type",          CONFIG_ENUM, AT(kv_type),         0, 0,          "f16", { "f16", "f32", "q8_0" },
+      "format of the K/V cache; q8_0: half of f16" },
     { "log",              CONFIG_STR,  AT(log),             0, 255,        "", { NULL },
       "levels as in $MOE_LOG, which wins: 6, or rpc:7,models:7; read at start only" },
     { "max-connections",  CONFIG_UINT, AT(max_connections), 1, 65536,      "256", { NULL },
@@ -136,8 +136,8 @@ static int set_word(struct config *c, const struct config_key *k, const char *v,
             return 0;
         }
 
-    return why_set(why, CONFIG_BAD, "%s: '%s' is none of %s, %s", k->name, v, k->words[0],
-                   k->words[1]);
+    return why_set(why, CONFIG_BAD, "%s: '%s' is none of %s, %s%s%s", k->name, v, k->words[0],
+                   k->words[1], k->words[2] ? ", " : "", k->words[2] ? k->words[2] : "");
 }
 
 static int set_bool(struct config *c, const struct config_key *k, const char *v, struct why *why) {

@@ -34,7 +34,7 @@ enum {
 
 enum { CONFIG_KEY_MAX = 24 };
 
-enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32 };
+enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32, CONFIG_KV_Q8_0 };
 
 struct config {
     char *model, *model_dir, *default_model, *log, *cache_dir; /* NULL: not set */

@@ -304,6 +304,9 @@ static const char *cache_dir(const struct config *c) {
 }
 
 static int start(struct models *m, const struct registry_file *f, uid_t uid, struct why *why) {
+    static const enum quant_fmt kv_fmt[] = {
+        [CONFIG_KV_F16] = QUANT_F16, [CONFIG_KV_F32] = QUANT_F32, [CONFIG_KV_Q8_0] = QUANT_Q8_0
+    };
     const struct config *c = m->config;
     struct engine_options opt = {
         .n_ctx = (uint32_t)c->context,
@@ -311,7 +314,7 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
         .n_worker = (uint32_t)c->threads,
         .n_batch = (uint32_t)c->batch,
         .n_queue = (uint32_t)c->queue,
-        .kv_fmt = c->kv_type == CONFIG_KV_F32 ? QUANT_F32 : QUANT_F16,
+        .kv_fmt = kv_fmt[c->kv_type],
         .exact = c->exact,
         .cache_dir = cache_dir(c),
     };

@@ -255,8 +255,8 @@ static void *engine_main(void *arg) {
 static int engine_check(const struct engine_options *opt, struct why *why) {
     if (!opt->path || !opt->path[0])
         return why_set(why, err_new(-EINVAL), "no model file");
-    if (opt->kv_fmt != QUANT_F16 && opt->kv_fmt != QUANT_F32)
-        return why_set(why, err_new(-EINVAL), "keys and values can be F16 or F32");
+    if (!kern_kv_fmt(opt->kv_fmt))
+        return why_set(why, err_new(-EINVAL), "keys and values can be F16, F32 or Q8_0");
     if (opt->n_queue > 1 << 20 || opt->n_batch > 1 << 16)
         return why_set(why, err_new(-EINVAL), "n_queue or n_batch is out of range");
     return 0;

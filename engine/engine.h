@@ -49,7 +49,7 @@ struct engine_options {
     uint32_t n_worker;     /* 0: one a usable core */
     uint32_t n_batch;      /* prompt tokens a step; 0: 128 */
     uint32_t n_queue;      /* generations waiting at most, and text jobs as many; 0: 64 */
-    enum quant_fmt kv_fmt; /* QUANT_F16 or QUANT_F32 */
+    enum quant_fmt kv_fmt; /* QUANT_F16, QUANT_F32 or QUANT_Q8_0 */
     bool exact;
     bool no_pack;          /* weights stay as in the file */
     const char *cache_dir; /* packed weights are kept there for a later start, see

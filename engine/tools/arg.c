@@ -42,8 +42,11 @@ uint32_t arg_number(const char *name, const char *s, uint32_t min, uint32_t max)
 }
 
 enum quant_fmt arg_kv(const char *s) {
-    if (strcmp(s, "f16") != 0 && strcmp(s, "f32") != 0)
-        arg_error("--kv takes f16 or f32, not \"%s\"", s);
-
-    return strcmp(s, "f32") == 0 ? QUANT_F32 : QUANT_F16;
+    if (strcmp(s, "f32") == 0)
+        return QUANT_F32;
+    if (strcmp(s, "q8_0") == 0)
+        return QUANT_Q8_0;
+    if (strcmp(s, "f16") != 0)
+        arg_error("--kv takes f16, f32 or q8_0, not \"%s\"", s);
+    return QUANT_F16;
 }

@@ -35,7 +35,7 @@ static const char usage_text[] =
     "  -t, --threads N    workers (one a usable core)\n"
     "  -r, --repeat N     repeats (5)\n"
     "  -s, --step N       prompt tokens evaluated together at most (128)\n"
-    "      --kv f16|f32   format of the key/value cache (f16)\n"
+    "      --kv FORMAT    format of the key/value cache: f16, f32 or q8_0 (f16)\n"
     "      --exact        float activations everywhere\n"
     "      --no-blas      never call OpenBLAS\n"
     "      --no-pack      weights stay as in the file\n"

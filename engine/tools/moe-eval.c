@@ -31,7 +31,7 @@ static const char usage_text[] =
     "  --window N             with --perplexity: tokens evaluated together (512)\n"
     "  --kl                   with --perplexity: also KL(exact || fast) per token\n"
     "  --exact                float activations everywhere\n"
-    "  --kv f16|f32           format of the key/value cache (f16)\n"
+    "  --kv FORMAT            format of the key/value cache: f16, f32 or q8_0 (f16)\n"
     "  --threads N            workers (one a usable core)\n"
     "  --batch N              tokens a step (128)\n"
     "  --ctx N                context (as long as the input needs)\n"

@@ -165,8 +165,8 @@ static void test_errors_say_where(void **state) {
     refuse("moed.conf:1: queue: '99999999999999999999' is not a number");
     put("/etc/moed/moed.conf", "kv-bytes = 99999999T\n");
     refuse("moed.conf:1: kv-bytes: 99999999T is not within");
-    put("/etc/moed/moed.conf", "kv-type = q8_0\n");
-    refuse("moed.conf:1: kv-type: 'q8_0' is none of f16, f32");
+    put("/etc/moed/moed.conf", "kv-type = q4_0\n");
+    refuse("moed.conf:1: kv-type: 'q4_0' is none of f16, f32, q8_0");
     put("/etc/moed/moed.conf", "exact = perhaps\n");
     refuse("moed.conf:1: exact: 'perhaps' is neither yes nor no");
     put("/etc/moed/moed.conf", "model = a.gguf\n");
