@@ -18,6 +18,13 @@ static int has_f16c(void) {
 
     return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
+
+/* clang 14 does not know "avxvnni" either; the registers are AVX's, too. */
+static int has_avxvnni(void) {
+    unsigned a = 0, b, c, d;
+
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a & 1u << 4;
+}
 #endif
 
 /* __builtin_cpu_supports() reads CPUID and XCR0: a feature counts only when the kernel saves the
@@ -35,6 +42,7 @@ uint32_t kern_cpu(void) {
              ? CPU_AVX512
              : 0;
     f |= __builtin_cpu_supports("avx512vnni") ? CPU_VNNI : 0;
+    f |= f & CPU_AVX2 && has_avxvnni() ? CPU_AVXVNNI : 0;
 #elif defined(__aarch64__)
     f |= CPU_NEON;
     f |= getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? CPU_DOTPROD : 0;

@@ -8,6 +8,9 @@ const struct kern_tier kern_tiers[] = {
 #ifdef KERN_HAVE_AVX2
     { "avx2",       CPU_AVX2 | CPU_FMA,                         kern_use_avx2       },
 #endif
+#ifdef KERN_HAVE_AVXVNNI
+    { "avxvnni",    CPU_AVX2 | CPU_FMA | CPU_AVXVNNI,           kern_use_avxvnni    },
+#endif
 #ifdef KERN_HAVE_AVX512VNNI
     { "avx512vnni", CPU_AVX2 | CPU_FMA | CPU_AVX512 | CPU_VNNI, kern_use_avx512vnni },
 #endif

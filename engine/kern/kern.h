@@ -28,6 +28,7 @@ enum {
     CPU_VNNI = 1u << 3,   /* AVX512_VNNI */
     CPU_NEON = 1u << 4,
     CPU_DOTPROD = 1u << 5,
+    CPU_AVXVNNI = 1u << 6, /* vpdpbusd on ymm registers without AVX-512 */
 };
 
 #define KERN_RTOL 1e-5f /* of sum |w*x|; summation order differs between tiers */
@@ -149,5 +150,6 @@ extern const struct kern_tier kern_tiers[]; /* weakest first; ends with .name ==
 
 void kern_use_generic(struct kern *k);
 void kern_use_avx2(struct kern *k);
+void kern_use_avxvnni(struct kern *k);
 void kern_use_avx512vnni(struct kern *k);
 void kern_use_neon(struct kern *k);

@@ -15,6 +15,17 @@
 
 #include "engine/kern/kern.h"
 
+/* A format's loop is one function with everything in it. Sanitizers' checks make that so large that
+ * clang 14 works on it for minutes, so under them the pieces stay functions. */
+#ifdef __has_feature
+#if __has_feature(address_sanitizer)
+#define PACK_INLINE static inline
+#endif
+#endif
+#ifndef PACK_INLINE
+#define PACK_INLINE static inline __attribute__((always_inline))
+#endif
+
 /* Interleave @n_row rows, @src_stride bytes apart. */
 void kern_pack_rows(enum quant_fmt fmt, uint32_t n_row, const void *src, size_t src_stride,
                     uint32_t n_col, void *dst);

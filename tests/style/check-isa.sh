@@ -6,7 +6,7 @@
 set -eu
 objdump -d --no-show-raw-insn "$@" | awk '
     /file format/ { n = split($1, at, "/"); obj = at[n]; sub(/:$/, "", obj)
-        tier = obj ~ /^kern_x86_avx512/ ? 2 : obj ~ /^kern_x86_avx2[-.]/ ? 1 : 0
+        tier = obj ~ /^kern_x86_avx512/ ? 2 : obj ~ /^kern_x86_avx(2|vnni)[-.]/ ? 1 : 0
         n_obj++; next }
     { wide = /%zmm|%k[0-7]/ ? 2 : /%ymm/ || $2 ~ /^v[a-z]/ && /%xmm/ || $2 == "vzeroupper" ? 1 : 0 }
     wide > tier { print obj ": " $0; bad = 1 }

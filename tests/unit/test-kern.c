@@ -31,7 +31,7 @@ enum {
     OUT_MAX = 11,
     ROW_MAX = 9,
 
-    PACK_OUT = 48, /* three groups */
+    PACK_OUT = 48, /* groups of 16, 8 and 4 rows: 3, 6, 12 */
     PACK_ROW = 9,
 };
 
@@ -454,12 +454,15 @@ static void test_pack(void **state) {
             if (!tables[t].pack[fmt].n_row)
                 continue;
             assert_true(PACK_OUT >= 3 * tables[t].pack[fmt].n_row);
+            uint32_t n_group = PACK_OUT / tables[t].pack[fmt].n_row;
+
             for (size_t c = 0; c < n; c++)
                 for (uint32_t m = 1; m <= PACK_ROW; m++)
-                    check_pack(t, fmt, cols[c], m, 1 + (m + (uint32_t)c) % 3, RANDOM, 0);
+                    check_pack(t, fmt, cols[c], m, 1 + (m + (uint32_t)c) % n_group, RANDOM, 0);
             for (enum kind kind = 0; kind < KIND_N; kind++)
                 for (int x_kind = 0; x_kind < 3; x_kind++)
-                    check_pack(t, fmt, cols[n / 2], 1 + rnd() % PACK_ROW, 2, kind, x_kind);
+                    check_pack(t, fmt, cols[n / 2], 1 + rnd() % PACK_ROW, n_group - 1, kind,
+                               x_kind);
         }
 }
 
