@@ -102,6 +102,10 @@ int model_load(struct model *m, const struct weights_load *load, struct why *why
     return r == WEIGHTS_STOPPED ? MODEL_STOPPED : err_up(r);
 }
 
+void model_keep_wait(struct model *m) {
+    weights_keep_wait(&m->weights);
+}
+
 const struct model_info *model_info(const struct model *m) {
     return &m->info;
 }

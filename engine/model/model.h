@@ -77,6 +77,8 @@ AUTO_DEFINE(struct model *, model_free)
 /* Read the weights; before the first step. Their image is then written in the background.
  * Return: 0, MODEL_STOPPED, or -errno with @why. */
 int model_load(struct model *m, const struct weights_load *load, struct why *why);
+/* Wait until the image is written, if one is. */
+void model_keep_wait(struct model *m);
 
 const struct model_info *model_info(const struct model *m);
 

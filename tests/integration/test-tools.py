@@ -19,21 +19,106 @@ def run(*args, code=0):
     return p
 
 
-def test_bench():
-    p = run(BENCH, MODEL, "-p", "40", "-n", "3", "-b", "1,2", "-t", "2", "-r", "3", "--json")
-    o = json.loads(p.stdout)
-    rates = [v for v in walk(o) if isinstance(v, dict) and {"median", "min", "max"} <= v.keys()]
-    assert len(rates) >= 3, o  # prompt, one sequence, two sequences
-    for r in rates:
-        assert 0 < r["min"] <= r["median"] <= r["max"], r
-    text = run(BENCH, MODEL, "-p", "8", "-n", "2", "-b", "1", "-r", "1").stdout
-    assert "decode" in text and "{" not in text, text
+SIZE = "-p", "40", "-n", "3", "-r", "2", "--any"
 
 
-def walk(o):
-    yield o
-    for v in o.values() if isinstance(o, dict) else o if isinstance(o, list) else []:
-        yield from walk(v)
+def lines(*args):
+    """A run's JSON lines, by type."""
+    all_lines = [json.loads(x) for x in run(BENCH, MODEL, *SIZE, *args, "--json", "-").stdout.splitlines()]
+    return {t: [x for x in all_lines if x["type"] == t] for t in {x["type"] for x in all_lines}}
+
+
+def same(a, b):
+    return all(a[k] == b[k] for k in ("measure", "tokens", "sequences", "depth", "threads", "busy"))
+
+
+def test_bench_lines():
+    o = lines("-b", "1,2", "-t", "1,2", "-d", "0,70", "--busy", "--profile", "--load", "1")
+    (head,) = o["run"]
+    assert head["commit"] and head["model"]["path"] == MODEL and head["workers"] == 2, head
+    assert len(o["probe"]) == 4 and [p["when"] for p in o["probe"]] == ["before", "after"] * 2
+    for p in o["probe"]:
+        assert p["fault"] in ("none", "busy", "shared core") and 0 < p["cpu_share"] <= 1.01, p
+        assert p["int8_one_ops_per_sec"] > 1e8 and p["read_one_bytes_per_sec"][1] > 1e8, p
+        assert p["when"] == "before" or p["counts"], p
+    samples = [s for s in o["sample"] if s["block"] == 0]
+    assert len(samples) == 2 * 2 * 3 + 2, samples  # threads, depths, (prompt, 1, 2 sequences); busy
+    for s in samples:
+        c = s["count"]
+        assert s["rate"] > 0 and s["cpu_rate"] > 0, s
+        assert c["tokens"] == s["tokens"] * s["sequences"] == c["rows"], s
+        assert c["allocations"] == 0 and c["weight_bytes"] > 0 and c["ops"] > 0, s
+        assert c["steps"] == (1 if s["measure"] == "prefill" else 3), s
+    deep = [next(s for s in samples if s["depth"] == d and s["measure"] == "decode") for d in (0, 70)]
+    assert deep[0]["count"]["kv_bytes"] < deep[1]["count"]["kv_bytes"], deep
+    (load,) = o["load"]
+    assert not load["from_image"], load
+    assert load["file_bytes"] == os.path.getsize(MODEL) and min(load["raw_sec"], load["cold_sec"]) > 0, load
+    for p in o["profile"]:
+        assert sum(x["weight_bytes"] for x in p["phases"]) > 0 and sum(x["sec"] for x in p["phases"]) > 0, p
+
+
+def test_bench_image():
+    """With a place for it the second load takes the packed weights of the first; nothing stays."""
+    with tempfile.TemporaryDirectory() as d:
+        o = lines("-t", "1", "-b", "1", "--load", "2", "--cache-dir", d)
+        assert [x["from_image"] for x in o["load"]] == [True, True], o["load"]
+        assert len(os.listdir(d)) == 1, os.listdir(d)  # that of the run itself
+
+
+def test_bench_vs():
+    """What others say is in the samples, and the ratio can be had from them."""
+    stays = """while read what n batch depth threads; do
+        case $what in prefill) echo null;; *) echo "{\\"rate\\": 2$batch, \\"cpu_rate\\": 4}";; esac; done"""
+    ends = 'echo "$BENCH_TOKENS.$BENCH_SEQUENCES"'
+    for more in (), ("--alone",):
+        table = tempfile.NamedTemporaryFile()
+        text = run(BENCH, MODEL, *SIZE, "-t", "1", "-b", "1,2", "--vs", stays, "--vs", ends, *more,
+                   "--json", table.name).stdout
+        assert "moed/vs1" in text and "moed/vs2, CPU" not in text and "{" not in text.split("\n\n", 1)[1], text
+        o = [json.loads(x) for x in open(table.name)]
+        samples = [x for x in o if x["type"] == "sample"]
+        for s in samples:
+            if s["engine"] == "vs1":
+                assert s["measure"] == "decode" and s["rate"] == 20 + s["sequences"] and s["cpu_rate"] == 4, s
+            elif s["engine"] == "vs2":
+                assert s["rate"] == float(f"{s['tokens']}.{s['sequences']}") and "cpu_rate" not in s, s
+        for r in (x for x in o if x["type"] == "result" and x["what"].startswith("rate_over_vs")):
+            ratios = []
+            for block in 0, 1:
+                mean = {}
+                for e in "moed", r["what"][10:]:
+                    rates = [s["rate"] for s in samples if s["engine"] == e and s["block"] == block and same(s, r)]
+                    assert len(rates) == 2, (e, rates)
+                    mean[e] = 2 / sum(1 / x for x in rates)
+                ratios.append(mean["moed"] / mean[r["what"][10:]])
+            assert abs(r["median"] - sum(ratios) / 2) < 1e-6 * r["median"], (r, ratios)
+            assert r["low"] <= r["median"] <= r["high"], r
+
+
+def test_bench_answers():
+    """One moe-bench is the other engine of another; what it has no memory for it can not do."""
+    other = f"{BENCH} {MODEL} --answer -p 40 -n 3 -b 1,3 -t 1"
+    o = lines("-t", "1", "-b", "1,2", "--vs", other)
+    rates = [s for s in o["sample"] if s["engine"] == "vs1"]
+    assert {(s["measure"], s["sequences"]) for s in rates} == {("prefill", 1), ("decode", 1)}, rates
+    assert all(s["rate"] > 0 and s["cpu_rate"] > 0 for s in rates), rates
+    for what in "what 1 1 0 1", "decode 1 1 0", "", "decode 0 1 0 1", "decode 1 1 5 1", "decode 9 1 0 3", "prefill 9 2 0 1":
+        p = subprocess.run(other.split(), input=what + "\n", capture_output=True, text=True)
+        assert p.returncode == 0 and p.stdout == "null\n", (what, p)
+
+
+def test_bench_vs_errors():
+    for command, word in (("exit 3", "exit code 3"), ("echo fast", "fast"), ("echo -1", "-1"),
+                          ("echo '{}'", "{}"), ("/nonexistent/engine", "127")):
+        p = run(BENCH, MODEL, *SIZE, "-t", "1", "--vs", command, code=1)
+        assert word in p.stderr and command.split()[0] in p.stderr and not p.stdout, (command, p.stderr)
+    for args, word in ((("-t", "1,x"), "--threads"), (("-b", "2,2"), "twice"), (("-d", "1;2"), "--depth"),
+                       (("-p", "0", "-n", "0"), "nothing"), (("--json",), "--json")):
+        p = run(BENCH, MODEL, *args, code=2)
+        assert word in p.stderr and not p.stdout, (args, p.stderr)
+    p = run(BENCH, MODEL, *SIZE, "--json", "/nonexistent/file", code=1)
+    assert "/nonexistent/file" in p.stderr, p.stderr
 
 
 def test_errors():
