@@ -5,8 +5,8 @@
  *
  * Flow control: text goes out as it comes while less than CONN_HIGH bytes wait in the connection.
  * Beyond that it is held and joined; at STREAM_HELD_MAX the sequence pauses until half of that is
- * taken. The engine has one slot, so a reader that takes nothing for "stall-timeout" seconds while
- * others wait for it loses its job.
+ * taken. Others go on, but it keeps a queue's entry and its text: a reader that takes nothing for
+ * "stall-timeout" seconds while others wait for a place loses its job.
  */
 
 #include <event2/event.h>

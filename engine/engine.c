@@ -17,6 +17,8 @@ enum {
     ENGINE_N_EVENT = 256, /* slots of the event ring */
     ENGINE_N_BATCH = 128, /* defaults */
     ENGINE_N_QUEUE = 64,
+    ENGINE_N_SEQ = 16,
+    ENGINE_BOUND_USEC = 250000,
     ENGINE_FULL_USEC = 20000,    /* look again at a full ring, though nobody called */
     ENGINE_RETRY_USEC = 1000000, /* guess while no generation has ended yet */
     ENGINE_RETRY_MIN_USEC = 50000,
@@ -32,17 +34,19 @@ struct engine {
     char *path, *cache_dir; /* opt's */
     const char *tier;
     uint32_t n_queue;
+    usec_t bound;
     int epoll_fd;
     bool has_lock;
     uint32_t n_thread;
     pthread_t thread[2]; /* engine, text */
 
     pthread_mutex_t lock;
-    pthread_cond_t engine_cond; /* ready, stop, a job's hold and halt, room in @out */
+    pthread_cond_t engine_cond; /* news, stop, room in @out */
     pthread_cond_t text_cond;   /* todo, stop, load_over, a deadline */
     struct job_queue todo;      /* daemon to text */
     struct job_queue ready;     /* text to engine */
     struct job *first, *last;   /* all jobs; only the daemon's thread changes the list */
+    bool news;                  /* for the engine thread: ready, or a job's hold or halt */
     bool load_over;             /* after the event that says so: no job's event comes before it */
 
     atomic_bool stop;
@@ -83,6 +87,11 @@ static void engine_give(struct engine *e, struct job *j) {
     (void)ring_push(e->done, &j); /* never full: n_job is bounded by its size */
 }
 
+static void engine_tell(struct engine *e) {
+    e->news = true;
+    pthread_cond_broadcast(&e->engine_cond);
+}
+
 static void engine_halt(struct engine *e, struct job *j, enum job_end end) {
     job_halt(j, end);
     if (job_queue_remove(&e->todo, j) || job_queue_remove(&e->ready, j)) {
@@ -90,7 +99,7 @@ static void engine_halt(struct engine *e, struct job *j, enum job_end end) {
         j->result.queue_usec = job_clock() - j->submitted;
         engine_give(e, j);
     } else {
-        pthread_cond_broadcast(&e->engine_cond); /* it may be on hold */
+        engine_tell(e);
     }
 }
 
@@ -148,7 +157,7 @@ static void *engine_text_main(void *arg) {
         if (job_halted(j) != JOB_END_N) /* while it was in no queue */
             engine_halt(e, j, job_halted(j));
         else
-            pthread_cond_broadcast(&e->engine_cond);
+            engine_tell(e);
     }
     pthread_mutex_unlock(&e->lock);
     return NULL;
@@ -178,36 +187,31 @@ static void engine_wait_room(struct engine *e) {
     pthread_mutex_unlock(&e->lock);
 }
 
-static void engine_wait_held(struct engine *e, struct job *j) {
-    pthread_mutex_lock(&e->lock);
-    while (!engine_stopped(e) && atomic_load(&j->hold) && !atomic_load(&j->halt))
-        pthread_cond_wait(&e->engine_cond, &e->lock);
-    pthread_mutex_unlock(&e->lock);
-}
-
-static struct job *engine_wait_job(struct engine *e) {
-    struct job *j = NULL;
+/* Give the scheduler what is ready. @wait: for news first. */
+static void engine_take(struct engine *e, struct sched *s, bool wait) {
+    struct job *j;
 
     pthread_mutex_lock(&e->lock);
-    while (!engine_stopped(e)) {
-        j = job_queue_pop(&e->ready);
-        if (j)
-            break;
+    while (wait && !e->news && !engine_stopped(e))
         pthread_cond_wait(&e->engine_cond, &e->lock);
-    }
+    e->news = false;
+    while ((j = job_queue_pop(&e->ready)))
+        sched_add(s, j);
     pthread_mutex_unlock(&e->lock);
-    return j;
 }
 
 /* Load, and say so. Return: is there anything to run? */
 static bool engine_load(struct engine *e, struct sched **ret_s) {
     struct job_event ev = { .kind = JOB_EVENT_LOADED };
+    struct sched_options so = { .n_job = e->opt.n_seq + e->n_queue,
+                                .bound = e->bound,
+                                .stop = &e->stop };
     int r = resident_new(&e->res, &e->opt, engine_progress, e, &e->stop, &e->why);
 
     if (r == RESIDENT_STOPPED)
         return false;
     if (r == 0) {
-        r = sched_new(ret_s, e->res, e->out, &e->stats);
+        r = sched_new(ret_s, e->res, &so, e->out, &e->stats);
         if (r < 0)
             why_set(&e->why, err_up(r), "out of memory");
     }
@@ -227,24 +231,23 @@ static bool engine_load(struct engine *e, struct sched **ret_s) {
 static void *engine_main(void *arg) {
     AUTO(sched_free) struct sched *s = NULL;
     struct engine *e = arg;
-    struct job *j = NULL;
+    bool wait = false;
 
     if (!engine_load(e, &s))
         return NULL;
 
     while (!engine_stopped(e)) {
+        engine_take(e, s, wait);
         switch (sched_step(s)) {
-        case SCHED_NO_JOB:
-            j = engine_wait_job(e);
-            if (j)
-                sched_admit(s, j);
-            break;
-        case SCHED_ON_HOLD:
-            engine_wait_held(e, j);
+        case 0:
+            wait = false;
             break;
         case SCHED_NO_ROOM:
             engine_wait_room(e);
+            wait = false;
             break;
+        default:
+            wait = true;
         }
     }
     return NULL;
@@ -257,8 +260,8 @@ static int engine_check(const struct engine_options *opt, struct why *why) {
         return why_set(why, err_new(-EINVAL), "no model file");
     if (!kern_kv_fmt(opt->kv_fmt))
         return why_set(why, err_new(-EINVAL), "keys and values can be F16, F32 or Q8_0");
-    if (opt->n_queue > 1 << 20 || opt->n_batch > 1 << 16)
-        return why_set(why, err_new(-EINVAL), "n_queue or n_batch is out of range");
+    if (opt->n_queue > 1 << 20 || opt->n_batch > 1 << 16 || opt->n_seq > 1 << 10)
+        return why_set(why, err_new(-EINVAL), "n_queue, n_batch or n_seq is out of range");
     return 0;
 }
 
@@ -284,7 +287,7 @@ static int engine_init_rings(struct engine *e) {
     r = ring_new(&e->out, ENGINE_N_EVENT, sizeof(struct job_event));
     if (r < 0)
         return err_up(r);
-    r = ring_new(&e->done, 2 * (e->n_queue + 1), sizeof(struct job *));
+    r = ring_new(&e->done, 2 * (e->n_queue + e->opt.n_seq), sizeof(struct job *));
     if (r < 0)
         return err_up(r);
     e->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -332,6 +335,7 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         return why_set(why, err_new(-ENOMEM), "out of memory");
     e->epoll_fd = -1;
     e->n_queue = opt->n_queue ? opt->n_queue : ENGINE_N_QUEUE;
+    e->bound = opt->bound_usec ? opt->bound_usec : ENGINE_BOUND_USEC;
     e->tier = engine_bound_tier();
     e->path = strdup(opt->path);
     e->cache_dir = opt->cache_dir ? strdup(opt->cache_dir) : NULL;
@@ -341,6 +345,7 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         .kv_bytes = opt->kv_bytes,
         .n_worker = opt->n_worker,
         .n_batch = opt->n_batch ? opt->n_batch : ENGINE_N_BATCH,
+        .n_seq = opt->n_seq ? opt->n_seq : ENGINE_N_SEQ,
         .kv_fmt = opt->kv_fmt,
         .exact = opt->exact,
         .no_pack = opt->no_pack,
@@ -420,6 +425,7 @@ void engine_status(struct engine *e, struct engine_status *ret) {
         .n_prompt_token = atomic_load_explicit(&e->stats.n_prompt_token, memory_order_relaxed),
         .n_token = atomic_load_explicit(&e->stats.n_token, memory_order_relaxed),
         .step_usec = atomic_load_explicit(&e->stats.step_usec, memory_order_relaxed),
+        .n_evicted = atomic_load_explicit(&e->stats.n_evicted, memory_order_relaxed),
     };
 }
 
@@ -517,15 +523,19 @@ static int engine_check_request(const struct engine_request *q, struct why *why)
     return r;
 }
 
+/* Generations at a time; before the load, what was asked for. */
+static uint32_t engine_n_seq(const struct engine *e) {
+    return atomic_load(&e->state) == ENGINE_READY ? e->res->n_seq : e->opt.n_seq;
+}
+
 static void engine_guess(struct engine *e, bool text, struct engine_queue *ret) {
     uint64_t mean = atomic_load_explicit(&e->stats.job_usec, memory_order_relaxed);
-    uint64_t began = atomic_load_explicit(&e->stats.began, memory_order_relaxed), now = job_clock();
 
     ret->position = e->n_job[text];
     if (!mean || text)
         mean = text ? ENGINE_RETRY_MIN_USEC : ENGINE_RETRY_USEC;
-    /* When the running one ends, there is room in a full queue. */
-    ret->retry_usec = now - began < mean ? mean - (now - began) : mean;
+    /* When the next of those that run ends, there is room in a full queue. */
+    ret->retry_usec = mean / (text ? 1 : engine_n_seq(e));
     if (ret->retry_usec < ENGINE_RETRY_MIN_USEC)
         ret->retry_usec = ENGINE_RETRY_MIN_USEC;
 }
@@ -543,6 +553,7 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
     if (!j)
         return err_new(-ENOMEM);
     j->userdata = q->userdata;
+    j->fair.who = q->who;
     j->special = q->special;
     j->no_bos = q->no_bos;
     j->thinking = q->thinking;
@@ -583,7 +594,7 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
     engine_guess(e, text, &queue);
     if (ret_queue)
         *ret_queue = queue;
-    if (e->n_job[text] > e->n_queue)
+    if (e->n_job[text] >= e->n_queue + (text ? 1 : engine_n_seq(e)))
         return ENGINE_BUSY;
     r = engine_copy(req, &j);
     if (r != 0)
@@ -629,7 +640,7 @@ void engine_pause(struct engine *e, uint64_t job, bool pause) {
         return;
     pthread_mutex_lock(&e->lock);
     atomic_store(&j->hold, pause);
-    pthread_cond_broadcast(&e->engine_cond);
+    engine_tell(e);
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -660,6 +671,7 @@ static void engine_deliver(struct engine *e, struct job *j, struct engine_event 
         .end = end[r->end],
         .stop_index = r->stop_index,
         .n_prompt = r->n_prompt,
+        .n_cached = r->n_cached,
         .n_token = r->n_token,
         .n_available = r->n_available,
         .queue_usec = r->queue_usec,

@@ -10,6 +10,10 @@
  * readable, engine_next() hands them out one by one. Every job submitted ends with exactly one
  * ENGINE_DONE, whatever happens, and nothing of it comes later.
  *
+ * Generations run side by side, each with the next token in every step while long prompts go in by
+ * parts; who gets how much is engine/sched/fair.h's to say. What comes out of a job does not depend
+ * on what runs beside it.
+ *
  * Owner:   the calls below belong to one thread (the daemon's). Inside: the engine thread runs the
  *          model, a text thread tokenises; a job has one owner at a time.
  * Memory:  sized at load; queues are bounded.
@@ -22,6 +26,7 @@
 #include "engine/base/auto.h"
 #include "engine/base/err.h"
 #include "engine/model/model.h"
+#include "engine/sched/fair.h"
 #include "engine/text/chat.h"
 #include "engine/text/sample.h"
 
@@ -49,6 +54,8 @@ struct engine_options {
     uint32_t n_worker;     /* 0: one a usable core */
     uint32_t n_batch;      /* prompt tokens a step; 0: 128 */
     uint32_t n_queue;      /* generations waiting at most, and text jobs as many; 0: 64 */
+    uint32_t n_seq;        /* generations at a time, as far as kv_bytes holds them; 0: 16 */
+    uint64_t bound_usec;   /* between two tokens of an answer while prompts go in; 0: 250 ms */
     enum quant_fmt kv_fmt; /* QUANT_F16, QUANT_F32 or QUANT_Q8_0 */
     bool exact;
     bool no_pack;          /* weights stay as in the file */
@@ -73,7 +80,8 @@ struct engine_status {
     const char *tier;                          /* kernel tier bound */
     uint64_t kv_bytes;                         /* mapped for K and V */
     uint64_t n_prompt_token, n_token;          /* evaluated and generated since load */
-    uint64_t step_usec;                        /* moving mean of one decode step; 0: none yet */
+    uint64_t step_usec; /* moving mean of a step without prompts; 0: none yet */
+    uint64_t n_evicted; /* generations that lost their place to others and began again */
 };
 void engine_status(struct engine *e, struct engine_status *ret);
 
@@ -93,12 +101,13 @@ enum engine_kind {
     ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
 };
 
-/* Generations run one at a time, in the order they came. The other kinds do not wait for them, only
- * for the load, and have a queue of their own. */
+/* Generations wait for each other, the other kinds only for the load; those have a queue of their
+ * own. */
 
 /* One job. engine_submit() copies what it keeps; everything here is borrowed for the call. */
 struct engine_request {
     enum engine_kind kind;
+    struct fair_who who;
     const struct chat_message *msg; /* GENERATE, RENDER: [n_msg]; or none and @text */
     size_t n_msg;
     const char *text; /* GENERATE: a raw prompt; TOKENIZE */
@@ -117,8 +126,8 @@ struct engine_request {
     size_t n_stop;
     uint32_t n_top; /* logprobs: alternatives a token, up to SAMPLE_TOP_MAX */
     bool logprobs;
-    uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none. Kept within one layer of one step, or after
-                               the text that is being tokenised, whichever is later. */
+    uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none. Kept as engine_cancel() is, or after the
+                               text that is being tokenised, whichever is later. */
     void *userdata;         /* comes back in every event */
 };
 
@@ -136,10 +145,10 @@ struct engine_queue {
  */
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *ret_job,
                   struct engine_queue *ret_queue, struct why *why);
-/* Ends the job within one layer of one step; its ENGINE_DONE still comes. Ignores unknown ids. */
+/* Ends the job after the step that runs, or within one layer of it when the step is this job's
+ * alone; its ENGINE_DONE still comes. Ignores unknown ids. */
 void engine_cancel(struct engine *e, uint64_t job);
-/* Hold a sequence at its next token, or let it go on. While it holds, nothing else runs in its
- * slot. */
+/* Hold a sequence at its next token, or let it go on. Others go on, and may take its place. */
 void engine_pause(struct engine *e, uint64_t job, bool pause);
 
 enum engine_event_kind {
@@ -167,7 +176,8 @@ struct engine_result {
     uint32_t n_prompt, n_cached; /* tokens of the prompt, of them not evaluated */
     uint32_t n_token;            /* generated, with an end token */
     uint32_t n_available;        /* tokens a prompt may have here */
-    uint64_t queue_usec, prefill_usec, decode_usec; /* less what it was paused or not drained */
+    /* Without a place; steps with rows of its prompt; other steps. Not while it was paused. */
+    uint64_t queue_usec, prefill_usec, decode_usec;
     uint64_t seed;
     struct why why;
     char *text; /* DETOKENIZE, RENDER: [n_text], NUL-terminated, owned by the event */

@@ -13,9 +13,9 @@ struct fair_node {
     struct fair_node *child, *prev, *next;
     uint64_t key;
     double weight, tag, now;
-    uint32_t n_job, n_wait, n_running, n_ready; /* of jobs below */
-    uint64_t spent;                             /* the step in which it had no more to give */
-    struct fair_job *job;                       /* of an application */
+    uint32_t n_job, n_running, n_ready; /* of jobs below */
+    uint64_t spent;                     /* the step in which it had no more to give */
+    struct fair_job *job;               /* of an application */
 };
 
 struct fair {
@@ -106,10 +106,9 @@ static bool node_background(const struct fair_node *app) {
     return app->parent->parent->key == 1;
 }
 
-static void node_count(struct fair_node *n, int job, int wait, int running) {
+static void node_count(struct fair_node *n, int job, int running) {
     for (; n; n = n->parent) {
         n->n_job += (uint32_t)job;
-        n->n_wait += (uint32_t)wait;
         n->n_running += (uint32_t)running;
     }
 }
@@ -137,7 +136,7 @@ void fair_add(struct fair *f, struct fair_job *j) {
     if (j->next)
         j->next->prev = j;
     n->job = j;
-    node_count(n, 1, 1, 0);
+    node_count(n, 1, 0);
 }
 
 void fair_remove(struct fair *f, struct fair_job *j) {
@@ -146,7 +145,7 @@ void fair_remove(struct fair *f, struct fair_job *j) {
     *(j->prev ? &j->prev->next : &j->app->job) = j->next;
     if (j->next)
         j->next->prev = j->prev;
-    node_count(j->app, -1, -1, 0);
+    node_count(j->app, -1, 0);
     j->app = NULL;
 }
 
@@ -154,7 +153,7 @@ void fair_run(struct fair *f, struct fair_job *j, bool running) {
     assert(j->running != running);
     fair_ready(f, j, false);
     j->running = running;
-    node_count(j->app, 0, running ? -1 : 1, running ? 1 : -1);
+    node_count(j->app, 0, running ? 1 : -1);
 }
 
 void fair_ready(struct fair *f, struct fair_job *j, bool ready) {
@@ -173,11 +172,13 @@ void fair_ready(struct fair *f, struct fair_job *j, bool ready) {
 
 /* ---- places ---- */
 
-/* Fewest places for its weight first, then what was served least. */
-static bool node_before(const struct fair_node *a, const struct fair_node *b) {
+/* Fewest places for its weight first, then what was served least. Return: < 0 when @a is first. */
+static int node_cmp(const struct fair_node *a, const struct fair_node *b) {
     double pa = a->n_running / a->weight, pb = b->n_running / b->weight;
 
-    return pa < pb || (pa == pb && a->tag < b->tag);
+    if (pa != pb)
+        return pa < pb ? -1 : 1;
+    return (a->tag > b->tag) - (a->tag < b->tag);
 }
 
 static bool job_before(const struct fair_job *a, const struct fair_job *b) {
@@ -186,31 +187,27 @@ static bool job_before(const struct fair_job *a, const struct fair_job *b) {
     return ia != ib ? ia : a->arrival < b->arrival;
 }
 
-static struct fair_job *app_wait_next(const struct fair_node *user) {
-    struct fair_node *app = NULL;
-    struct fair_job *best = NULL;
+static bool wait_before(const struct fair_job *a, const struct fair_job *b) {
+    const struct fair_node *ua = a->app->parent, *ub = b->app->parent;
+    int r = ua->parent == ub->parent ? 0 : node_background(a->app) ? 1 : -1;
 
-    for (struct fair_node *n = user->child; n; n = n->next)
-        if (n->n_wait > 0 && (!app || node_before(n, app)))
-            app = n;
-    for (struct fair_job *j = app->job; j; j = j->next)
-        if (!j->running && (!best || job_before(j, best)))
-            best = j;
-    return best;
+    if (r == 0 && ua != ub)
+        r = node_cmp(ua, ub);
+    if (r == 0 && a->app != b->app)
+        r = node_cmp(a->app, b->app);
+    return r != 0 ? r < 0 : job_before(a, b);
 }
 
-struct fair_job *fair_wait_next(struct fair *f, bool (*skip)(void *arg, uint32_t uid), void *arg) {
-    for (int i = 0; i < 2; i++) {
-        struct fair_node *user = NULL;
+struct fair_job *fair_wait_next(const struct fair *f, fair_may_fn *may, void *arg) {
+    struct fair_job *best = NULL;
 
-        for (struct fair_node *n = f->class[i].child; n; n = n->next)
-            if (n->n_wait > 0 && (!user || node_before(n, user)) &&
-                !(skip && skip(arg, (uint32_t)n->key)))
-                user = n;
-        if (user)
-            return app_wait_next(user);
-    }
-    return NULL;
+    for (int i = 0; i < 2; i++)
+        for (struct fair_node *u = f->class[i].child; u; u = u->next)
+            for (struct fair_node *n = u->child; n; n = n->next)
+                for (struct fair_job *j = n->job; j; j = j->next)
+                    if (!j->running && (!best || wait_before(j, best)) && may(arg, j))
+                        best = j;
+    return best;
 }
 
 bool fair_yields(const struct fair *f, const struct fair_job *victim,

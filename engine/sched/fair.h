@@ -75,9 +75,11 @@ void fair_remove(struct fair *f, struct fair_job *j);
 
 /* ---- places ---- */
 
-/* The waiting job that is next to run, NULL: none. Those of users for which @skip(@arg, uid) is
- * true do not count. @skip may be NULL. */
-struct fair_job *fair_wait_next(struct fair *f, bool (*skip)(void *arg, uint32_t uid), void *arg);
+/* The waiting job that is next to run, of those that @may(@arg, job); NULL: none. Foreground before
+ * background, whose user and application have the fewest places for their weight before others,
+ * then whose were served least; within an application interactive ones, then in order of arrival. */
+typedef bool fair_may_fn(void *arg, const struct fair_job *j);
+struct fair_job *fair_wait_next(const struct fair *f, fair_may_fn *may, void *arg);
 /* Does @victim, running, give way to @waiter: background to all others, and of a user with several
  * places one to a user who has none? */
 bool fair_yields(const struct fair *f, const struct fair_job *victim,

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine/sched/answer.h"
 #include "engine/sched/job.h"
 
 usec_t job_clock(void) {
@@ -32,9 +33,10 @@ struct job *job_free(struct job *j) {
     free(j->text);
     tok_list_deinit(&j->tok);
     free(j->sample.bias);
-    tok_list_deinit(&j->prompt);
+    tok_list_deinit(&j->all);
     sample_free(j->sampler);
     stop_free(j->stop);
+    free(j->answer);
     free(j->result.text);
     tok_list_deinit(&j->result.tok);
     free(j);
@@ -205,21 +207,36 @@ static enum job_end job_prompt(struct job *j, const struct resident *r) {
     enum job_end end = JOB_END_N;
 
     if (j->n_msg > 0)
-        end = job_chat(j, r, &j->prompt);
+        end = job_chat(j, r, &j->all);
     else if (j->text)
-        end = job_encode(j, r->vocab, &j->prompt);
+        end = job_encode(j, r->vocab, &j->all);
     else {
-        j->prompt = j->tok;
+        j->all = j->tok;
         j->tok = (struct tok_list){ 0 };
     }
     if (end != JOB_END_N)
         return end;
-    if (j->prompt.n == 0)
+    if (j->all.n == 0)
         return job_invalid(j, "the prompt is empty");
 
-    j->result.n_prompt = j->prompt.n < UINT32_MAX ? (uint32_t)j->prompt.n : UINT32_MAX;
+    j->result.n_prompt = j->all.n < UINT32_MAX ? (uint32_t)j->all.n : UINT32_MAX;
     j->result.n_available = r->n_ctx - 1;
-    return j->prompt.n < r->n_ctx ? JOB_END_N : JOB_END_CONTEXT;
+    return j->all.n < r->n_ctx ? JOB_END_N : JOB_END_CONTEXT;
+}
+
+/* Room for the answer, so that running allocates nothing. */
+static enum job_end job_room(struct job *j, const struct resident *r) {
+    uint32_t room = r->n_ctx - j->result.n_prompt;
+    tok_t *id;
+
+    j->n_max = j->max_tokens > 0 && j->max_tokens < room ? j->max_tokens : room;
+    id = realloc(j->all.id, (j->all.n + j->n_max) * sizeof *id);
+    if (!id)
+        return job_no_memory(j);
+    j->all.id = id;
+    j->all.n_alloc = j->all.n + j->n_max;
+    j->answer = calloc(1, sizeof *j->answer);
+    return j->answer ? JOB_END_N : job_no_memory(j);
 }
 
 /* The sampler, which has seen the prompt. */
@@ -233,8 +250,8 @@ static enum job_end job_sampler(struct job *j, const struct resident *r) {
     k = sample_new(&j->sampler, &j->sample, r->vocab, j->logprobs ? n_top : 0);
     if (k < 0)
         return job_no_memory(j);
-    for (size_t i = 0; i < j->prompt.n; i++)
-        sample_accept(j->sampler, j->prompt.id[i]);
+    for (size_t i = 0; i < j->all.n; i++)
+        sample_accept(j->sampler, j->all.id[i]);
     j->result.seed = sample_seed(j->sampler);
     return JOB_END_N;
 }
@@ -247,6 +264,8 @@ static enum job_end job_work(struct job *j, const struct resident *r) {
     switch (j->kind) {
     case JOB_GENERATE:
         end = job_prompt(j, r);
+        if (end == JOB_END_N)
+            end = job_room(j, r);
         return end == JOB_END_N ? job_sampler(j, r) : end;
     case JOB_TOKENIZE:
         end = job_encode(j, r->vocab, &j->result.tok);

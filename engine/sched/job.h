@@ -19,6 +19,7 @@
 
 #include "engine/base/auto.h"
 #include "engine/base/err.h"
+#include "engine/sched/fair.h"
 #include "engine/sched/resident.h"
 #include "engine/sched/stop.h"
 #include "engine/text/chat.h"
@@ -48,9 +49,11 @@ enum job_end {
 
 struct job_result {
     enum job_end end;
-    int32_t stop_index;                      /* -1: none */
-    uint32_t n_prompt, n_token, n_available; /* tokens; n_available: a prompt may have */
-    usec_t queue_usec, prefill_usec, decode_usec;
+    int32_t stop_index;                   /* -1: none */
+    uint32_t n_prompt, n_cached, n_token; /* of the prompt, of it not evaluated, generated */
+    uint32_t n_available;                 /* tokens a prompt may have */
+    usec_t queue_usec;                    /* without a place */
+    usec_t prefill_usec, decode_usec;     /* of steps it had rows in */
     uint64_t seed;
     struct why why;
     char *text; /* [n_text], NUL-terminated; NULL: none */
@@ -73,17 +76,27 @@ struct job {
     uint32_t max_tokens, n_top;
     struct sample_params sample; /* with its own bias list */
     usec_t deadline;             /* CLOCK_MONOTONIC; 0: none */
+    struct fair_job fair;        /* .who it is for */
 
     /* Control: any thread. */
-    atomic_bool halt;    /* end soon: model_step() looks at it before every layer */
+    atomic_bool halt;    /* end soon: a step of this job alone is given up for it */
     atomic_int halt_end; /* why: enum job_end, JOB_END_N until halted; the first reason stays */
     atomic_bool hold;    /* no more steps until it is false again */
 
     /* Of a generation that goes on: made by job_prepare(). */
-    struct tok_list prompt;
+    struct tok_list all; /* the prompt, then what was generated, with room for n_max */
+    uint32_t n_max;      /* tokens to generate at most, >= 1 */
     struct sampler *sampler;
     struct stop *stop;
+    struct answer *answer;
     usec_t submitted;
+
+    /* The scheduler's. */
+    uint32_t seq;    /* of the cache, while it runs */
+    uint32_t n_done; /* tokens of .all that the cache holds */
+    usec_t began;    /* first had a place; 0: not yet */
+    usec_t waits;    /* since when, while it waits */
+    usec_t told;     /* when progress was last posted */
 
     struct job_result result;
 

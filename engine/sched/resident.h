@@ -42,6 +42,7 @@ struct resident_options {
     uint64_t kv_bytes; /* 0: a quarter of memory */
     uint32_t n_worker; /* 0: one a usable core */
     uint32_t n_batch;  /* >= 1 */
+    uint32_t n_seq;    /* sequences at a time at most, >= 1 */
     enum quant_fmt kv_fmt;
     bool exact;
     bool no_pack;          /* weights stay as in the file */
@@ -55,10 +56,11 @@ struct resident {
     struct gguf *gguf;
     struct vocab *vocab;
     struct model *model;
-    struct kvcache *kv; /* one sequence */
+    struct kvcache *kv;
     struct sample_params defaults;
     bool empty_thought;   /* see chat.h */
-    uint32_t n_ctx;       /* positions the sequence can hold */
+    uint32_t n_ctx;       /* positions a sequence can hold */
+    uint32_t n_seq;       /* sequences at a time */
     uint32_t n_batch;     /* rows a step at most */
     const char *template; /* [n_template], in the file; NULL: none */
     size_t n_template;

@@ -1,43 +1,60 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 #include <assert.h>
+#include <stddef.h>
 #include <string.h>
 
 #include "engine/sched/answer.h"
+#include "engine/sched/batch.h"
+#include "engine/sched/pace.h"
 #include "engine/sched/sched.h"
 
-/* A step posts its answer's events twice at most (token and end), progress and done. */
-enum { SCHED_LATE_MAX = 2 * ANSWER_EVENT_MAX + 2 };
+enum {
+    SCHED_LATE_END = ANSWER_EVENT_MAX + 1,                   /* posted by one end at most */
+    SCHED_LATE_PART = ANSWER_EVENT_MAX + 1 + SCHED_LATE_END, /* by one part of a step: progress, a
+                                                                token, an end */
+};
 
 struct sched {
     struct resident *res;
+    struct sched_options opt;
     struct ring *out;
     struct sched_stats *stats;
+    struct fair *fair;
+    struct pace pace;
+    uint32_t n_single; /* single rows of recent steps at most */
+    struct batch batch;
 
-    struct job *job; /* running; NULL: none */
-    uint32_t n_done; /* prompt tokens evaluated */
-    uint32_t n_max;  /* tokens to generate at most */
-    tok_t last;      /* token drawn and not evaluated yet */
-    usec_t told;     /* when progress was last posted */
-    struct answer answer;
-    struct model_row *row; /* [res->n_batch] */
+    struct job_queue jobs; /* all, in order of arrival */
+    uint32_t n_seq;        /* in use */
+    bool *seq_used;        /* [res->n_seq] */
 
     /* Events the ring had no room for, in order. Nothing runs while there are any. */
-    uint32_t n_late;
-    struct job_event late[SCHED_LATE_MAX];
+    uint32_t n_late, n_late_max;
+    struct job_event *late;
 };
 
-int sched_new(struct sched **ret_s, struct resident *r, struct ring *out,
-              struct sched_stats *stats) {
+int sched_new(struct sched **ret_s, struct resident *r, const struct sched_options *opt,
+              struct ring *out, struct sched_stats *stats) {
     AUTO(sched_free) struct sched *s = calloc(1, sizeof *s);
+    int k;
 
     if (!s)
         return err_new(-ENOMEM);
     s->res = r;
+    s->opt = *opt;
     s->out = out;
     s->stats = stats;
-    s->row = calloc(r->n_batch, sizeof *s->row);
-    if (!s->row)
+    pace_init(&s->pace, opt->bound);
+    k = batch_init(&s->batch, r->n_batch, r->n_seq);
+    if (k == 0)
+        k = fair_new(&s->fair, opt->n_job);
+    if (k < 0)
+        return err_up(k);
+    s->seq_used = calloc(r->n_seq, sizeof *s->seq_used);
+    s->n_late_max = r->n_seq * SCHED_LATE_PART;
+    s->late = calloc(s->n_late_max, sizeof *s->late);
+    if (!s->seq_used || !s->late)
         return err_new(-ENOMEM);
 
     *ret_s = take(s);
@@ -47,19 +64,22 @@ int sched_new(struct sched **ret_s, struct resident *r, struct ring *out,
 struct sched *sched_free(struct sched *s) {
     if (!s)
         return NULL;
-    free(s->row);
+    batch_deinit(&s->batch);
+    fair_free(s->fair);
+    free(s->seq_used);
+    free(s->late);
     free(s);
     return NULL;
 }
 
-/* ---- events ---- */
+/* ---- events and counters ---- */
 
 static void sched_post(void *arg, const struct job_event *ev) {
     struct sched *s = arg;
 
     if (s->n_late == 0 && ring_push(s->out, ev) == 0)
         return;
-    assert(s->n_late < SCHED_LATE_MAX);
+    assert(s->n_late < s->n_late_max);
     s->late[s->n_late++] = *ev;
 }
 
@@ -74,19 +94,16 @@ static bool sched_flush(struct sched *s) {
     return s->n_late == 0;
 }
 
-static void sched_tell(struct sched *s) {
-    struct job_event ev = { .kind = JOB_EVENT_PROGRESS, .job = s->job };
-    usec_t now = job_clock();
+static void sched_tell(struct sched *s, struct job *j, usec_t now) {
+    struct job_event ev = {
+        .kind = JOB_EVENT_PROGRESS, .job = j, .done = j->n_done, .total = j->all.n
+    };
 
-    if (now - s->told < SCHED_PROGRESS_USEC)
+    if (now - j->told < SCHED_PROGRESS_USEC)
         return;
-    s->told = now;
-    ev.done = s->n_done;
-    ev.total = s->job->prompt.n;
+    j->told = now;
     sched_post(s, &ev);
 }
-
-/* ---- begin and end ---- */
 
 static void sched_mean(_Atomic uint64_t *mean, uint64_t usec) {
     uint64_t m = atomic_load_explicit(mean, memory_order_relaxed);
@@ -99,144 +116,268 @@ static void sched_count(_Atomic uint64_t *count, uint64_t n) {
     atomic_fetch_add_explicit(count, n, memory_order_relaxed);
 }
 
-void sched_admit(struct sched *s, struct job *j) {
-    uint32_t room = s->res->n_ctx - (uint32_t)j->prompt.n; /* >= 1: job_prepare() saw to it */
+/* ---- jobs and their places ---- */
+
+static struct job *sched_job(struct fair_job *f) {
+    return (struct job *)((char *)f - offsetof(struct job, fair));
+}
+
+void sched_add(struct sched *s, struct job *j) {
     usec_t now = job_clock();
 
-    s->job = j;
-    s->n_done = 0;
-    s->n_max = j->max_tokens > 0 && j->max_tokens < room ? j->max_tokens : room;
-    s->told = now;
+    answer_init(j->answer, j, s->res->vocab, sched_post, s);
     j->result.queue_usec = now - j->submitted;
-    answer_init(&s->answer, j, s->res->vocab, sched_post, s);
-    (void)kvcache_truncate(s->res->kv, 0, 0); /* to nothing always works */
+    j->waits = j->told = now;
+    fair_add(s->fair, &j->fair);
+    job_queue_push(&s->jobs, j);
+}
 
-    atomic_store_explicit(&s->stats->began, now, memory_order_relaxed);
-    atomic_store_explicit(&s->stats->n_running, 1, memory_order_relaxed);
+/* Return: was there a place? */
+static bool sched_place(struct sched *s, struct job *j) {
+    usec_t now = job_clock();
+
+    if (s->n_seq == s->res->n_seq)
+        return false;
+    for (j->seq = 0; s->seq_used[j->seq];)
+        j->seq++;
+    s->seq_used[j->seq] = true;
+    s->n_seq++;
+    atomic_store_explicit(&s->stats->n_running, s->n_seq, memory_order_relaxed);
+
+    j->n_done = 0;
+    j->result.queue_usec += now - j->waits;
+    if (!j->began)
+        j->began = now;
+    fair_run(s->fair, &j->fair, true);
+    return true;
+}
+
+static void sched_leave(struct sched *s, struct job *j) {
+    (void)kvcache_truncate(s->res->kv, j->seq, 0); /* to nothing always works */
+    s->seq_used[j->seq] = false;
+    s->n_seq--;
+    atomic_store_explicit(&s->stats->n_running, s->n_seq, memory_order_relaxed);
+    j->waits = job_clock();
+    fair_run(s->fair, &j->fair, false);
 }
 
 /* Hand the job over. What the answer held back goes first; it may still complete a stop string. */
-static void sched_end(struct sched *s, enum job_end end) {
-    struct job_event ev = { .kind = JOB_EVENT_DONE, .job = s->job };
-    struct job_result *res = &s->job->result;
-    usec_t began = atomic_load_explicit(&s->stats->began, memory_order_relaxed);
+static void sched_end(struct sched *s, struct job *j, enum job_end end) {
+    struct job_event ev = { .kind = JOB_EVENT_DONE, .job = j };
+    struct job_result *res = &j->result;
+    usec_t now = job_clock();
 
     if (res->stop_index < 0)
-        res->stop_index = answer_end(&s->answer);
+        res->stop_index = answer_end(j->answer);
     if (res->stop_index >= 0 && end == JOB_END_LENGTH)
         end = JOB_END_STOP;
     res->end = end;
     if (res->n_token > 0)
-        sched_mean(&s->stats->job_usec, job_clock() - began);
+        sched_mean(&s->stats->job_usec, now - j->began);
 
-    s->job = NULL;
-    atomic_store_explicit(&s->stats->n_running, 0, memory_order_relaxed);
+    if (j->fair.running)
+        sched_leave(s, j);
+    else
+        res->queue_usec += now - j->waits;
+    fair_remove(s->fair, &j->fair);
+    (void)job_queue_remove(&s->jobs, j);
     sched_post(s, &ev);
+}
+
+/* End what shall end. Return: false when its events wait for room: then there may be more. */
+static bool sched_sweep(struct sched *s) {
+    for (struct job *j = s->jobs.head, *next; j; j = next) {
+        enum job_end end = job_halted(j);
+
+        next = j->next;
+        if (end != JOB_END_N)
+            sched_end(s, j, end);
+        if (s->n_late > 0)
+            return false;
+    }
+    return true;
+}
+
+/* A job on hold is given no place. */
+static bool sched_may(void *arg, const struct fair_job *f) {
+    return !atomic_load(&sched_job((struct fair_job *)f)->hold);
+}
+
+static bool sched_held(const struct job *j) {
+    return j->fair.running && atomic_load(&j->hold);
+}
+
+/* Who gives its place to @waiter: what is on hold, background, one of many; of those the one that
+ * has the least to evaluate again. NULL: nobody. */
+static struct job *sched_victim(const struct sched *s, const struct job *waiter) {
+    struct job *best = NULL;
+
+    for (struct job *j = s->jobs.head; j; j = j->next) {
+        if (!j->fair.running || !(sched_held(j) || fair_yields(s->fair, &j->fair, &waiter->fair)))
+            continue;
+        if (!best || sched_held(j) > sched_held(best) ||
+            (sched_held(j) == sched_held(best) && j->n_done < best->n_done))
+            best = j;
+    }
+    return best;
+}
+
+static void sched_admit(struct sched *s) {
+    struct fair_job *f;
+
+    while ((f = fair_wait_next(s->fair, sched_may, NULL))) {
+        struct job *victim;
+
+        if (sched_place(s, sched_job(f)))
+            continue;
+        victim = sched_victim(s, sched_job(f));
+        if (!victim)
+            break;
+        sched_leave(s, victim);
+        sched_count(&s->stats->n_evicted, 1);
+    }
 }
 
 /* ---- steps ---- */
 
-/* Evaluate s->row[n_row]. Return: JOB_END_N with logits, or how the job ends. */
-static enum job_end sched_eval(struct sched *s, uint32_t n_row, const float **ret_logits) {
-    struct resident *r = s->res;
-    struct why *why = &s->job->result.why;
-    int k;
+/* Mark who has rows for the next step. Return: streams that somebody may be reading. */
+static uint32_t sched_ready(struct sched *s) {
+    uint32_t n = 0;
 
-    k = kvcache_reserve(r->kv, 0, n_row);
-    if (k != 0) { /* sched_admit() bounded it */
-        why_set(why, err_fold(k), "no room for keys and values at position %u", s->row[0].pos);
-        return JOB_END_INTERNAL;
+    for (struct job *j = s->jobs.head; j; j = j->next) {
+        if (!j->fair.running)
+            continue;
+        fair_ready(s->fair, &j->fair, !atomic_load(&j->hold));
+        j->fair.stream = j->n_done + 1 == j->all.n;
+        n += j->fair.ready && j->result.n_token > 0 && j->fair.who.class != FAIR_BACKGROUND;
     }
-    k = model_step(r->model, r->kv, s->row, n_row, &s->job->halt, ret_logits);
-    if (k == MODEL_STOPPED)
-        return job_halted(s->job);
-    if (k != 0) {
-        why_set(why, err_fold(k), "a step of the model failed at position %u", s->row[0].pos);
-        return JOB_END_INTERNAL;
-    }
-    return JOB_END_N;
+    return n;
 }
 
-/* Draw a token from @logits and say it. Return: JOB_END_N to go on. */
-static enum job_end sched_draw(struct sched *s, const float *logits) {
-    struct job *j = s->job;
-    struct sample_result token;
+/* Choose the rows of the next step. Return: are there any? */
+static bool sched_fill(struct sched *s) {
+    struct batch *b = &s->batch;
+    uint32_t n_stream = sched_ready(s), room = b->n_row_max;
+    uint32_t n_single = s->n_single < n_stream ? s->n_single + 1 : n_stream;
+    struct fair_job *f;
 
-    sample_next(j->sampler, logits, &token);
-    sample_accept(j->sampler, token.id);
-    s->last = token.id;
+    if (n_stream > 0) {
+        uint32_t fits = pace_room(&s->pace, n_single);
+
+        room = room > n_stream ? room - n_stream : 1; /* streams keep their rows */
+        room = fits < room ? fits : room;
+    }
+    batch_clear(b);
+    fair_begin(s->fair);
+    while (b->n_row < b->n_row_max && (f = fair_next(s->fair))) {
+        struct job *j = sched_job(f);
+        uint32_t n = (uint32_t)j->all.n - j->n_done;
+
+        if (n > 1 && n > room - b->n_prompt)
+            n = room - b->n_prompt;
+        if (n > b->n_row_max - b->n_row)
+            n = b->n_row_max - b->n_row;
+        if (n == 0)
+            continue;
+        batch_add(b, j, n);
+        fair_charge(s->fair, f,
+                    f->stream ? pace_single_cost(&s->pace, n_single ? n_single : 1)
+                              : n * pace_prompt_cost(&s->pace));
+    }
+    if (b->n_single >= s->n_single) /* not all of them may have a turn in each step */
+        s->n_single = b->n_single;
+    else
+        s->n_single--;
+    return b->n_part > 0;
+}
+
+/* End every job of the step. */
+static void sched_fail(struct sched *s, int r, const char *what) {
+    for (uint32_t i = 0; i < s->batch.n_part; i++) {
+        struct job *j = s->batch.part[i].job;
+
+        why_set(&j->result.why, r, "%s at position %u", what, j->n_done);
+        sched_end(s, j, JOB_END_INTERNAL);
+    }
+}
+
+/* Evaluate the batch. Return: did it happen? */
+static bool sched_eval(struct sched *s, const float **ret_logits) {
+    struct resident *r = s->res;
+    struct batch *b = &s->batch;
+    struct job *alone = b->n_part == 1 ? b->part[0].job : NULL;
+    int k;
+
+    for (uint32_t i = 0; i < b->n_part; i++) {
+        k = kvcache_reserve(r->kv, b->part[i].job->seq, b->part[i].n);
+        if (k != 0) { /* n_max bounds it */
+            sched_fail(s, err_fold(k), "no room for keys and values");
+            return false;
+        }
+    }
+    k = model_step(r->model, r->kv, b->row, b->n_row, alone ? &alone->halt : s->opt.stop,
+                   ret_logits);
+    if (k == MODEL_STOPPED) { /* the job's end, or everybody's */
+        if (alone && job_halted(alone) != JOB_END_N)
+            sched_end(s, alone, job_halted(alone));
+    } else if (k != 0) {
+        sched_fail(s, err_fold(k), "a step of the model failed");
+    }
+    return k == 0;
+}
+
+/* Say the token that was drawn. Return: JOB_END_N to go on. */
+static enum job_end sched_say(struct sched *s, struct job *j, const struct sample_result *token) {
+    sample_accept(j->sampler, token->id);
+    j->all.id[j->all.n++] = token->id;
     j->result.n_token++;
     sched_count(&s->stats->n_token, 1);
 
-    if (!j->ignore_end && vocab_is_end(s->res->vocab, token.id))
+    if (!j->ignore_end && vocab_is_end(s->res->vocab, token->id))
         return JOB_END_STOP;
-    j->result.stop_index = answer_token(&s->answer, &token);
+    j->result.stop_index = answer_token(j->answer, token);
     if (j->result.stop_index >= 0)
         return JOB_END_STOP;
-    return j->result.n_token < s->n_max ? JOB_END_N : JOB_END_LENGTH;
+    return j->result.n_token < j->n_max ? JOB_END_N : JOB_END_LENGTH;
 }
 
-/* The next part of the prompt; after the last one, the first token. */
-static enum job_end sched_prefill(struct sched *s) {
-    struct job *j = s->job;
-    uint32_t n_prompt = (uint32_t)j->prompt.n, left = n_prompt - s->n_done;
-    uint32_t n = left < s->res->n_batch ? left : s->res->n_batch;
-    usec_t began = job_clock();
-    const float *logits = NULL;
+/* A part of the step that began at @began was evaluated, and its token drawn. */
+static void sched_part(struct sched *s, struct batch_part *p, usec_t began, usec_t now) {
+    struct job *j = p->job;
+    bool prompt = j->n_done < j->result.n_prompt;
     enum job_end end;
 
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t pos = s->n_done + i;
-
-        s->row[i] =
-            (struct model_row){ .tok = j->prompt.id[pos], .pos = pos, .out = pos + 1 == n_prompt };
+    j->n_done += p->n;
+    *(prompt || p->n > 1 ? &j->result.prefill_usec : &j->result.decode_usec) += now - began;
+    if (prompt) {
+        sched_count(&s->stats->n_prompt_token, p->n);
+        sched_tell(s, j, now);
     }
-    end = sched_eval(s, n, &logits);
+    if (!p->out)
+        return;
+    end = sched_say(s, j, &p->token);
     if (end != JOB_END_N)
-        return end;
-
-    s->n_done += n;
-    sched_count(&s->stats->n_prompt_token, n);
-    j->result.prefill_usec += job_clock() - began;
-    sched_tell(s);
-    return s->n_done == n_prompt ? sched_draw(s, logits) : JOB_END_N;
-}
-
-static enum job_end sched_decode(struct sched *s) {
-    struct job *j = s->job;
-    usec_t began = job_clock(), usec;
-    const float *logits = NULL;
-    enum job_end end;
-
-    s->row[0] = (struct model_row){ .tok = s->last,
-                                    .pos = (uint32_t)j->prompt.n + j->result.n_token - 1,
-                                    .out = true };
-    end = sched_eval(s, 1, &logits);
-    if (end != JOB_END_N)
-        return end;
-
-    end = sched_draw(s, logits);
-    usec = job_clock() - began;
-    j->result.decode_usec += usec;
-    sched_mean(&s->stats->step_usec, usec);
-    return end;
+        sched_end(s, j, end);
 }
 
 int sched_step(struct sched *s) {
-    enum job_end end;
+    const float *logits = NULL;
+    usec_t began = job_clock(), now;
 
-    if (!sched_flush(s))
+    if (!sched_flush(s) || !sched_sweep(s))
         return SCHED_NO_ROOM;
-    if (!s->job)
-        return SCHED_NO_JOB;
+    sched_admit(s);
+    if (!sched_fill(s))
+        return s->jobs.head ? SCHED_ON_HOLD : SCHED_NO_JOB;
+    if (!sched_eval(s, &logits))
+        return 0;
 
-    end = job_halted(s->job);
-    if (end == JOB_END_N) {
-        if (atomic_load(&s->job->hold))
-            return SCHED_ON_HOLD;
-        end = s->n_done < s->job->prompt.n ? sched_prefill(s) : sched_decode(s);
-    }
-    if (end != JOB_END_N)
-        sched_end(s, end);
+    batch_draw(&s->batch, s->res->pool, logits, vocab_n(s->res->vocab));
+    now = job_clock();
+    pace_note(&s->pace, s->batch.n_single, s->batch.n_prompt, now - began);
+    if (s->batch.n_prompt == 0)
+        sched_mean(&s->stats->step_usec, now - began);
+    for (uint32_t i = 0; i < s->batch.n_part; i++)
+        sched_part(s, &s->batch.part[i], began, now);
     return 0;
 }

@@ -2,10 +2,15 @@
 #pragma once
 
 /*
- * sched - what the engine thread does: admit a job, evaluate its prompt, generate, end
+ * sched - what the engine thread does: give jobs places, fill steps, draw tokens, end
  *
- * One job at a time. sched_step() is one step of the model: a part of the prompt or one token. It
- * never waits: when it can not go on it says so, and its caller does the waiting.
+ * A job that has a place has a sequence of the cache. Each step takes the next token of the
+ * sequences that generate and parts of prompts, in the order and amount that fair.h says, and no
+ * more prompt rows than pace.h says fit between two tokens of a stream. A job may lose its place
+ * at a token boundary, with what the cache holds of it, and evaluates its tokens again when it has
+ * one; what comes out is the same.
+ *
+ * sched_step() never waits: when it can not go on it says so, and its caller does the waiting.
  *
  * Owner:   the engine thread; the counters may be read by any.
  * Memory:  fixed at sched_new().
@@ -26,18 +31,24 @@ enum {
     SCHED__OK,
 
     SCHED_NO_JOB,  /* no job */
-    SCHED_ON_HOLD, /* the job is on hold: call again when job.hold or job.halt changed */
+    SCHED_ON_HOLD, /* all jobs are on hold: call again when job.hold or job.halt of one changed */
     SCHED_NO_ROOM, /* events wait for room in the ring: call again when some were popped */
 };
 
 enum { SCHED_PROGRESS_USEC = 200000 }; /* between two progress events */
 
+struct sched_options {
+    uint32_t n_job;          /* jobs at a time at most */
+    usec_t bound;            /* between two tokens of a stream, as far as prompts go */
+    const atomic_bool *stop; /* gives a step of several jobs up; borrowed */
+};
+
 struct sched_stats {
-    atomic_uint n_running;
+    atomic_uint n_running;                    /* have a place */
     _Atomic uint64_t n_prompt_token, n_token; /* evaluated, generated */
-    _Atomic uint64_t step_usec;               /* moving mean of one decode step; 0: none yet */
+    _Atomic uint64_t step_usec;               /* moving mean of a step without prompts; 0: none */
     _Atomic uint64_t job_usec;                /* moving mean of one generation; 0: none yet */
-    _Atomic uint64_t began;                   /* of the running job, CLOCK_MONOTONIC */
+    _Atomic uint64_t n_evicted;               /* places lost */
 };
 
 /**
@@ -48,13 +59,13 @@ struct sched_stats {
  *
  * Return: 0 or -ENOMEM.
  */
-int sched_new(struct sched **ret_s, struct resident *r, struct ring *out,
-              struct sched_stats *stats);
+int sched_new(struct sched **ret_s, struct resident *r, const struct sched_options *opt,
+              struct ring *out, struct sched_stats *stats);
 struct sched *sched_free(struct sched *s);
 AUTO_DEFINE(struct sched *, sched_free)
 
-/* Take @j, prepared; only when sched_step() said SCHED_NO_JOB. JOB_EVENT_DONE hands it on. */
-void sched_admit(struct sched *s, struct job *j);
+/* Take @j, prepared; it waits for a place. JOB_EVENT_DONE hands it on. */
+void sched_add(struct sched *s, struct job *j);
 
 /* Return: 0: call again; or one of the above. */
 int sched_step(struct sched *s);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /* The scheduler and the resident model without threads, on small random models given as arguments,
- * the second one split over three files. model_step() is replaced: it records its rows, and every
- * row draws the same token. */
+ * the second one split over three files. model_step() and the clock are replaced: a step records
+ * its rows and takes as long as they cost, and the token a row draws depends on all tokens of its
+ * sequence so far. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -16,58 +17,88 @@
 
 #include "engine/sched/sched.h"
 
-enum { N_BATCH = 16, N_CTX = 128, N_STEP = 256 };
+enum { N_BATCH = 16, N_CTX = 1024, N_SEQ = 8, N_STEP = 65536, BOUND = 250000 };
 
 static const char *model_path, *split_path;
 static struct resident *res;
 
-/* ---- the step ---- */
+/* ---- the step and the clock ---- */
 
 static struct {
-    uint32_t n_row;
+    uint32_t n_row, n_single; /* single: of a sequence that has one row */
+    uint32_t seqs;            /* bits */
     struct model_row first, last;
+    usec_t usec;
 } step[N_STEP];
 static uint32_t n_step;
-static tok_t draws; /* the token every row draws */
+static usec_t now, base_usec, row_usec; /* the clock; what a step and a row cost */
+static uint32_t sum[N_SEQ];             /* of the tokens of a sequence so far */
+static tok_t letter[26];
 static int step_returns;
 static struct job *step_halts; /* halted during the step */
 static float *logits;
 
 int __wrap_model_step(struct model *m, struct kvcache *kv, const struct model_row *row,
                       uint32_t n_row, const atomic_bool *stop, const float **ret_logits);
+usec_t __wrap_job_clock(void);
+
+usec_t __wrap_job_clock(void) {
+    return now;
+}
+
+static void draw(float *row, uint32_t seq) {
+    memset(row, 0, vocab_n(res->vocab) * sizeof *row);
+    row[letter[sum[seq] % 26]] = 50.0f;
+}
 
 int __wrap_model_step(struct model *m, struct kvcache *kv, const struct model_row *row,
                       uint32_t n_row, const atomic_bool *stop, const float **ret_logits) {
+    uint32_t n_out = 0, n_of[N_SEQ] = { 0 };
+
     assert_true(n_row >= 1 && n_row <= N_BATCH && n_step < N_STEP);
     step[n_step].n_row = n_row;
     step[n_step].first = row[0];
-    step[n_step++].last = row[n_row - 1];
+    step[n_step].last = row[n_row - 1];
+    step[n_step].usec = base_usec + row_usec * n_row;
+    step[n_step].seqs = step[n_step].n_single = 0;
     for (uint32_t i = 0; i < n_row; i++) {
-        assert_int_equal(row[i].pos, row[0].pos + i);
-        assert_int_equal(row[i].seq, 0);
-        assert_true(i + 1 == n_row || !row[i].out);
+        uint32_t seq = row[i].seq;
+
+        assert_true(seq < N_SEQ);
+        if (i > 0 && row[i - 1].seq == seq)
+            assert_int_equal(row[i].pos, row[i - 1].pos + 1);
+        else
+            assert_false(step[n_step].seqs >> seq & 1); /* the rows of a sequence lie together */
+        step[n_step].seqs |= 1u << seq;
+        n_of[seq]++;
     }
-    assert_int_equal(kvcache_n(kv, 0), row[n_row - 1].pos + 1); /* reserved */
+    for (uint32_t i = 0; i < n_row; i++)
+        step[n_step].n_single += n_of[row[i].seq] == 1;
+    now += step[n_step++].usec;
     if (step_halts)
         job_halt(step_halts, JOB_END_CANCELLED);
     if (atomic_load(stop))
         return MODEL_STOPPED;
-    memset(logits, 0, vocab_n(res->vocab) * sizeof *logits);
-    logits[draws] = 50.0f;
+    for (uint32_t i = 0; i < n_row; i++) {
+        uint32_t seq = row[i].seq;
+
+        if (row[i].pos == 0)
+            sum[seq] = 0;
+        sum[seq] = sum[seq] * 31 + (uint32_t)row[i].tok + 1;
+        if (i + 1 == n_row || row[i + 1].seq != seq)
+            assert_int_equal(kvcache_n(kv, seq), row[i].pos + 1); /* reserved */
+        if (row[i].out) {
+            assert_true(i + 1 == n_row || row[i + 1].seq != seq);
+            draw(logits + (size_t)n_out++ * vocab_n(res->vocab), seq);
+        }
+    }
     *ret_logits = logits;
     return step_returns;
 }
 
-static void step_clear(void) {
-    n_step = 0;
-    step_returns = 0;
-    step_halts = NULL;
-    draws = vocab_find(res->vocab, "a", 1);
-}
-
 /* ---- jobs ---- */
 
-static struct job *prepared(size_t n_prompt, uint32_t max_tokens) {
+static struct job *prepared_for(struct fair_who who, size_t n_prompt, uint32_t max_tokens) {
     AUTO(job_free) struct job *j = job_new(JOB_GENERATE);
 
     for (size_t i = 0; i < n_prompt; i++)
@@ -75,66 +106,121 @@ static struct job *prepared(size_t n_prompt, uint32_t max_tokens) {
     assert_int_equal(stop_new(&j->stop, NULL, 0), 0);
     j->max_tokens = max_tokens;
     j->sample.has = SAMPLE_TEMPERATURE; /* greedy */
+    j->ignore_end = true;
+    j->fair.who = who;
+    j->submitted = now;
     assert_true(job_prepare(j, res));
     return take(j);
 }
+
+static struct job *prepared(size_t n_prompt, uint32_t max_tokens) {
+    return prepared_for((struct fair_who){ 0 }, n_prompt, max_tokens);
+}
+
+enum { N_TEXT = 1024 };
 
 struct world {
     struct ring *ring;
     struct sched *s;
     struct sched_stats stats;
+    atomic_bool stop;
+    struct job *job[64]; /* .userdata is where its text goes, [N_TEXT] */
+    char text[64][N_TEXT];
+    bool done[64];
+    usec_t last[64], gap[64]; /* when its last text came, and the longest time between two */
+    uint32_t n_job;
 };
 
 static void open_world(struct world *w, uint32_t n_ring) {
-    *w = (struct world){ 0 };
-    step_clear();
+    struct sched_options opt = { .n_job = 64, .bound = BOUND, .stop = &w->stop };
+
+    memset(w, 0, sizeof *w);
+    n_step = 0;
+    step_returns = 0;
+    step_halts = NULL;
+    base_usec = 20000;
+    row_usec = 5000;
     assert_int_equal(ring_new(&w->ring, n_ring, sizeof(struct job_event)), 0);
-    assert_int_equal(sched_new(&w->s, res, w->ring, &w->stats), 0);
+    assert_int_equal(sched_new(&w->s, res, &opt, w->ring, &w->stats), 0);
     assert_int_equal(sched_step(w->s), SCHED_NO_JOB);
 }
 
+/* All is as it was. */
 static void close_world(struct world *w) {
+    for (uint32_t i = 0; i < w->n_job; i++)
+        job_free(w->job[i]);
+    assert_int_equal(w->stats.n_running, 0);
+    for (uint32_t i = 0; i < res->n_seq; i++)
+        assert_int_equal(kvcache_n(res->kv, i), 0);
     sched_free(w->s);
     ring_free(w->ring);
 }
 
-static void run(struct world *w, struct job *j) {
-    int r;
+static uint32_t add(struct world *w, struct job *j) {
+    uint32_t i = w->n_job++;
 
-    sched_admit(w->s, j);
-    do
-        r = sched_step(w->s);
-    while (r == 0);
-    assert_int_equal(r, SCHED_NO_JOB);
+    w->job[i] = j;
+    sched_add(w->s, j);
+    return i;
 }
 
-/* Pop up to @j's end. Return: bytes of text it had. */
-static size_t drain(struct world *w, struct job *j) {
+/* Take the events there are; they come in order, and none after the last. */
+static void drain(struct world *w) {
     struct job_event ev;
-    size_t n = 0;
 
     while (ring_pop(w->ring, &ev) == 0) {
-        assert_ptr_equal(ev.job, j);
+        uint32_t i = 0;
+
+        while (i < w->n_job && w->job[i] != ev.job)
+            i++;
+        assert_true(i < w->n_job && !w->done[i]);
         if (ev.kind == JOB_EVENT_DONE)
-            return n;
-        if (ev.kind == JOB_EVENT_TEXT)
-            n += ev.n_text;
+            w->done[i] = true;
+        if (ev.kind == JOB_EVENT_TEXT) {
+            size_t n = strlen(w->text[i]);
+
+            if (w->last[i] && now - w->last[i] > w->gap[i])
+                w->gap[i] = now - w->last[i];
+            w->last[i] = now;
+            assert_true(n + ev.n_text < N_TEXT);
+            memcpy(w->text[i] + n, ev.text, ev.n_text);
+        }
     }
-    fail_msg("the job did not end");
-    return 0;
 }
+
+/* Up to @n steps, or until nothing is left to do. Return: what the last one said. */
+static int steps(struct world *w, uint32_t n) {
+    int r = 0;
+
+    for (; n > 0 && r == 0; n--) {
+        do {
+            r = sched_step(w->s);
+            drain(w);
+        } while (r == SCHED_NO_ROOM);
+    }
+    return r;
+}
+
+static void run(struct world *w) {
+    assert_int_equal(steps(w, N_STEP), SCHED_NO_JOB);
+    for (uint32_t i = 0; i < w->n_job; i++)
+        assert_true(w->done[i]);
+}
+
+/* ---- one job ---- */
 
 /* The rows of a generation: the prompt in batches, then one token a step, each at its position. */
 static void test_rows(void **state) {
-    struct world w;
+    static struct world w;
 
     open_world(&w, 64);
     for (int round = 0; round < 2; round++) { /* the second begins at position 0 again */
-        AUTO(job_free) struct job *j = prepared(40, 5);
+        struct job *j = prepared(40, 5);
 
         n_step = 0;
-        run(&w, j);
-        assert_int_equal(drain(&w, j), 5);
+        add(&w, j);
+        run(&w);
+        assert_int_equal(strlen(w.text[round]), 5);
         assert_int_equal(n_step, 3 + 4);
         assert_int_equal(step[0].n_row, 16);
         assert_int_equal(step[1].n_row, 16);
@@ -146,11 +232,14 @@ static void test_rows(void **state) {
         for (uint32_t i = 0; i < 4; i++) {
             assert_int_equal(step[3 + i].n_row, 1);
             assert_int_equal(step[3 + i].first.pos, 40 + i);
-            assert_int_equal(step[3 + i].first.tok, draws);
+            assert_int_equal(step[3 + i].first.tok, j->all.id[40 + i]);
             assert_true(step[3 + i].first.out);
         }
         assert_int_equal(j->result.end, JOB_END_LENGTH);
         assert_int_equal(j->result.n_token, 5);
+        assert_int_equal(j->result.prefill_usec, step[0].usec + step[1].usec + step[2].usec);
+        assert_int_equal(j->result.decode_usec, 4 * step[3].usec);
+        assert_int_equal(j->result.queue_usec, 0);
     }
     assert_int_equal(w.stats.n_prompt_token, 80);
     assert_int_equal(w.stats.n_token, 10);
@@ -160,106 +249,290 @@ static void test_rows(void **state) {
 
 /* To the last position of the context, and not one further. */
 static void test_context(void **state) {
-    AUTO(job_free) struct job *j = NULL;
-    struct world w;
+    static struct world w;
 
     open_world(&w, 256);
-    j = prepared(N_CTX - 3, 0);
-    run(&w, j);
-    drain(&w, j);
-    assert_int_equal(j->result.n_token, 3);
+    add(&w, prepared(N_CTX - 3, 0));
+    run(&w);
+    assert_int_equal(w.job[0]->result.n_token, 3);
     assert_int_equal(step[n_step - 1].last.pos, N_CTX - 2);
     close_world(&w);
 }
 
 /* A ring that is full stops the steps, not the events. */
 static void test_no_room(void **state) {
-    AUTO(job_free) struct job *j = NULL;
-    uint32_t n_text = 0, n_full = 0;
-    struct job_event ev;
-    bool done = false;
-    struct world w;
+    uint32_t n_full = 0;
+    static struct world w;
 
     open_world(&w, 1);
-    j = prepared(4, 20);
-    sched_admit(w.s, j);
-    while (!done) {
-        int r = sched_step(w.s);
-        uint32_t n = n_step;
+    for (int i = 0; i < 3; i++)
+        add(&w, prepared(4, 20));
+    for (int r = 0; r != SCHED_NO_JOB;) {
+        uint32_t n;
 
+        r = sched_step(w.s);
+        n = n_step;
         if (r == 0)
             continue;
         n_full += r == SCHED_NO_ROOM;
         assert_int_equal(sched_step(w.s), r);
         assert_int_equal(n_step, n);
-        while (!done && ring_pop(w.ring, &ev) == 0) {
-            n_text += ev.kind == JOB_EVENT_TEXT;
-            done = ev.kind == JOB_EVENT_DONE;
-        }
+        drain(&w);
     }
-    assert_int_equal(n_text, 20);
+    for (int i = 0; i < 3; i++) {
+        assert_true(w.done[i]);
+        assert_int_equal(strlen(w.text[i]), 20);
+        assert_string_equal(w.text[i], w.text[0]);
+    }
     assert_true(n_full >= 10);
-    assert_int_equal(sched_step(w.s), SCHED_NO_JOB);
-    close_world(&w);
-}
-
-static void test_hold(void **state) {
-    AUTO(job_free) struct job *j = NULL;
-    struct world w;
-
-    open_world(&w, 64);
-    j = prepared(20, 5);
-    sched_admit(w.s, j);
-    assert_int_equal(sched_step(w.s), 0);
-    atomic_store(&j->hold, true);
-    for (int i = 0; i < 3; i++)
-        assert_int_equal(sched_step(w.s), SCHED_ON_HOLD);
-    assert_int_equal(n_step, 1);
-    atomic_store(&j->hold, false);
-    assert_int_equal(sched_step(w.s), 0);
-    assert_int_equal(n_step, 2);
-    atomic_store(&j->hold, true);
-    job_halt(j, JOB_END_CANCELLED); /* ends it, held or not */
-    assert_int_equal(sched_step(w.s), 0);
-    assert_int_equal(sched_step(w.s), SCHED_NO_JOB);
-    assert_int_equal(j->result.end, JOB_END_CANCELLED);
-    assert_int_equal(j->result.n_token, 1);
     close_world(&w);
 }
 
 /* Halted in the middle of a step: nothing of that step counts. */
 static void test_halt(void **state) {
-    AUTO(job_free) struct job *j = NULL;
-    struct world w;
+    static struct world w;
 
     open_world(&w, 64);
-    j = prepared(20, 5);
-    sched_admit(w.s, j);
-    assert_int_equal(sched_step(w.s), 0);
-    step_halts = j;
-    assert_int_equal(sched_step(w.s), 0);
-    assert_int_equal(sched_step(w.s), SCHED_NO_JOB);
-    assert_int_equal(drain(&w, j), 0);
-    assert_int_equal(j->result.end, JOB_END_CANCELLED);
-    assert_int_equal(j->result.n_token, 0);
+    add(&w, prepared(20, 5));
+    assert_int_equal(steps(&w, 1), 0);
+    step_halts = w.job[0];
+    run(&w);
+    assert_string_equal(w.text[0], "");
+    assert_int_equal(n_step, 2);
+    assert_int_equal(w.job[0]->result.end, JOB_END_CANCELLED);
+    assert_int_equal(w.job[0]->result.n_token, 0);
     assert_int_equal(w.stats.n_prompt_token, 16);
-    assert_int_equal(w.stats.n_running, 0);
     close_world(&w);
 }
 
 static void test_step_fails(void **state) {
-    AUTO(job_free) struct job *j = NULL;
-    struct world w;
+    static struct world w;
 
     open_world(&w, 64);
-    j = prepared(20, 5);
+    add(&w, prepared(5, 5));
+    add(&w, prepared(5, 5));
     step_returns = -EIO;
-    run(&w, j);
-    drain(&w, j);
-    assert_int_equal(j->result.end, JOB_END_INTERNAL);
-    assert_true(strlen(j->result.why.text) > 0);
+    run(&w);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(w.job[i]->result.end, JOB_END_INTERNAL);
+        assert_true(strlen(w.job[i]->result.why.text) > 0);
+    }
     assert_int_equal(n_step, 1);
     close_world(&w);
+}
+
+/* ---- several ---- */
+
+/* All streams have a row in each step, and say what they say alone. */
+static void test_together(void **state) {
+    static struct world alone, w;
+
+    open_world(&alone, 64);
+    for (uint32_t i = 0; i < 5; i++) {
+        add(&alone, prepared(3 + i, 20));
+        run(&alone);
+    }
+    close_world(&alone);
+
+    open_world(&w, 64);
+    for (uint32_t i = 0; i < 5; i++)
+        add(&w, prepared(3 + i, 20));
+    run(&w);
+    for (uint32_t i = 0; i < 5; i++)
+        assert_string_equal(w.text[i], alone.text[i]);
+    assert_int_equal(step[0].n_row, 16); /* the prompts, 25 tokens, take two steps */
+    for (uint32_t i = 2; i < n_step - 1; i++)
+        assert_int_equal(step[i].n_single, 5);
+    close_world(&w);
+}
+
+/* A long prompt goes in by parts, and the streams of everybody else keep to the bound. */
+static void long_prompt(struct fair_who who) {
+    usec_t began;
+    uint32_t j;
+    static struct world w;
+
+    open_world(&w, 64);
+    row_usec = 30000; /* 16 rows are 500 ms: twice the bound */
+    add(&w, prepared_for((struct fair_who){ .uid = 1 }, 4, 900));
+    add(&w, prepared_for((struct fair_who){ .uid = 1, .class = FAIR_INTERACTIVE }, 4, 900));
+    steps(&w, 20);
+    j = add(&w, prepared_for(who, 900, 2));
+    began = now;
+    w.gap[0] = w.gap[1] = 0;
+    while (!w.done[j])
+        assert_int_equal(steps(&w, 1), 0);
+    assert_true(w.gap[0] > 0 && w.gap[0] <= 2 * BOUND);
+    assert_true(w.gap[1] > 0 && w.gap[1] <= 2 * BOUND);
+    /* 900 rows of 30 ms are 27 s; it has half of the time, or more beside its own user's streams. */
+    assert_true(now - began < 3 * (usec_t)900 * row_usec);
+    for (uint32_t i = 0; i < 2; i++)
+        job_halt(w.job[i], JOB_END_CANCELLED);
+    run(&w);
+    close_world(&w);
+}
+
+static void test_long_prompt(void **state) {
+    long_prompt((struct fair_who){ .uid = 2 });
+    long_prompt((struct fair_who){ .uid = 1 });
+    long_prompt((struct fair_who){ .uid = 1, .app = 7 });
+}
+
+/* Tokens of two users in 60 s: @n streams each, and how many percent the first one has. */
+static double share(const uint32_t n[2], const uint32_t weight[2]) {
+    uint64_t got[2] = { 0 };
+    static struct world w;
+
+    open_world(&w, 256);
+    base_usec = 60000; /* nobody comes to an end within the minute */
+    for (uint32_t u = 2; u-- > 0;) /* the one with many comes first */
+        for (uint32_t i = 0; i < n[u]; i++)
+            add(&w, prepared_for((struct fair_who){ .uid = u, .uid_weight = weight[u] }, 4, 1000));
+    for (usec_t end = now + 60000000; now < end;)
+        assert_int_equal(steps(&w, 1), 0);
+    for (uint32_t i = 0; i < w.n_job; i++) {
+        got[w.job[i]->fair.who.uid] += w.job[i]->result.n_token;
+        job_halt(w.job[i], JOB_END_CANCELLED);
+    }
+    run(&w);
+    close_world(&w);
+    return 100 * (double)got[0] / (double)(got[0] + got[1]);
+}
+
+static void test_shares(void **state) {
+    static const uint32_t one_many[] = { 1, 15 }, many[] = { 8, 8 };
+    static const uint32_t same[] = { 100, 100 }, third[] = { 300, 100 };
+    double s;
+
+    s = share(one_many, same); /* fewer places than streams */
+    assert_true(s > 45 && s < 55);
+    s = share(many, third);
+    assert_true(s > 70 && s < 80);
+    s = share(one_many, third);
+    assert_true(s > 70 && s < 80);
+}
+
+/* A job on hold is left out, and the others go on; its end does not wait. */
+static void test_hold(void **state) {
+    static struct world w;
+    char text[N_TEXT];
+
+    open_world(&w, 64);
+    add(&w, prepared(20, 50));
+    add(&w, prepared(20, 30));
+    steps(&w, 10);
+    atomic_store(&w.job[0]->hold, true);
+    strcpy(text, w.text[0]);
+    assert_int_equal(steps(&w, 100), SCHED_ON_HOLD);
+    assert_true(w.done[1]);
+    assert_string_equal(w.text[0], text);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(sched_step(w.s), SCHED_ON_HOLD);
+    atomic_store(&w.job[0]->hold, false);
+    assert_int_equal(steps(&w, 1), 0);
+    assert_int_equal(strlen(w.text[0]), strlen(text) + 1);
+    atomic_store(&w.job[0]->hold, true);
+    job_halt(w.job[0], JOB_END_CANCELLED);
+    run(&w);
+    assert_int_equal(w.job[0]->result.end, JOB_END_CANCELLED);
+    close_world(&w);
+}
+
+/* More jobs than places: the last one waits until one ends. */
+static void test_wait(void **state) {
+    static struct world w;
+    uint32_t last;
+
+    open_world(&w, 256);
+    for (uint32_t i = 0; i < N_SEQ; i++)
+        add(&w, prepared(2, 40 + 10 * i));
+    last = add(&w, prepared(2, 10));
+    steps(&w, 30);
+    assert_int_equal(w.stats.n_running, N_SEQ);
+    assert_int_equal(w.job[last]->result.n_token, 0);
+    run(&w);
+    assert_true(w.job[last]->result.queue_usec > 0);
+    assert_int_equal(w.stats.n_evicted, 0);
+    for (uint32_t i = 0; i < N_SEQ; i++)
+        assert_int_equal(w.job[i]->result.n_token, 40 + 10 * i);
+    close_world(&w);
+}
+
+/* @takes, coming when all places are taken by @has, gets one at once; who lost it says the same as
+ * alone nevertheless. */
+static void evicts(struct fair_who has, struct fair_who takes, bool hold) {
+    static struct world w;
+    char alone[N_TEXT];
+    uint32_t j;
+
+    open_world(&w, 256);
+    add(&w, prepared(20, 100));
+    run(&w);
+    strcpy(alone, w.text[0]);
+    for (uint32_t i = 1; i <= N_SEQ; i++)
+        add(&w, prepared_for(has, 20, 100));
+    steps(&w, 60);
+    if (hold)
+        atomic_store(&w.job[1]->hold, true);
+    j = add(&w, prepared_for(takes, 2, 50));
+    steps(&w, 10);
+    assert_true(w.job[j]->result.n_token > 0);
+    assert_int_equal(w.stats.n_evicted, 1);
+    if (hold) {
+        assert_false(w.job[1]->fair.running);
+        atomic_store(&w.job[1]->hold, false);
+    }
+    run(&w);
+    for (uint32_t i = 1; i <= N_SEQ; i++)
+        assert_string_equal(w.text[i], alone);
+    assert_int_equal(w.stats.n_evicted, 1);
+    close_world(&w);
+}
+
+static void test_evict(void **state) {
+    struct fair_who none = { 0 }, other = { .uid = 2 }, back = { .class = FAIR_BACKGROUND };
+
+    evicts(back, none, false);
+    evicts(none, other, false);
+    evicts(none, none, true);
+}
+
+/* Background has next to nothing while others have work, and goes on from where it was. */
+static void test_background(void **state) {
+    static struct world w;
+    uint32_t n;
+
+    open_world(&w, 256);
+    add(&w, prepared_for((struct fair_who){ .class = FAIR_BACKGROUND }, 4, 400));
+    steps(&w, 50);
+    add(&w, prepared(4, 400));
+    n = w.job[0]->result.n_token;
+    while (!w.done[1])
+        steps(&w, 1);
+    assert_in_range(w.job[0]->result.n_token - n, 2, 20);
+    assert_int_equal(w.stats.n_evicted, 0); /* there is room: it keeps its place */
+    assert_int_equal(w.stats.n_prompt_token, 8);
+    run(&w);
+    assert_int_equal(w.job[0]->result.n_token, 400);
+    close_world(&w);
+}
+
+/* Cancelled at any time, waiting or running, alone or not: nothing is left behind. */
+static void test_cancel(void **state) {
+    for (uint32_t at = 0; at < 40; at += 3) {
+        static struct world w;
+
+        open_world(&w, 4);
+        for (uint32_t i = 0; i < N_SEQ + 4; i++)
+            add(&w, prepared_for((struct fair_who){ .uid = i % 3 }, 1 + 11 * i, 10));
+        for (uint32_t i = 0; i < w.n_job; i++) {
+            steps(&w, at);
+            if (!w.done[i])
+                job_halt(w.job[i], JOB_END_CANCELLED);
+        }
+        run(&w);
+        close_world(&w);
+    }
 }
 
 /* ---- the resident model ---- */
@@ -283,7 +556,9 @@ static void loading(void *arg, uint64_t done, uint64_t total) {
 }
 
 static void test_load_stops(void **state) {
-    struct resident_options opt = { .path = model_path, .n_batch = 1, .kv_fmt = QUANT_F16 };
+    struct resident_options opt = {
+        .path = model_path, .n_batch = 1, .n_seq = 1, .kv_fmt = QUANT_F16
+    };
     struct loading l = { .stops = true };
     struct resident *r = NULL;
 
@@ -295,7 +570,7 @@ static void test_load_stops(void **state) {
 
 static void test_load_no_room(void **state) {
     struct resident_options opt = {
-        .path = model_path, .n_batch = 1, .kv_bytes = 1, .kv_fmt = QUANT_F16
+        .path = model_path, .n_batch = 1, .n_seq = 1, .kv_bytes = 1, .kv_fmt = QUANT_F16
     };
     struct loading l = { 0 };
     struct resident *r = NULL;
@@ -307,7 +582,9 @@ static void test_load_no_room(void **state) {
 
 /* All files of a split model are read, and all of it is one model. */
 static void test_load_split(void **state) {
-    struct resident_options opt = { .path = split_path, .n_batch = 4, .kv_fmt = QUANT_F16 };
+    struct resident_options opt = {
+        .path = split_path, .n_batch = 4, .n_seq = 2, .kv_fmt = QUANT_F16
+    };
     AUTO(resident_free) struct resident *r = NULL;
     struct loading l = { 0 };
     char path[4096];
@@ -329,17 +606,24 @@ static void test_load_split(void **state) {
 }
 
 static int setup(void **state) {
-    struct resident_options opt = {
-        .path = model_path, .n_ctx = N_CTX, .n_batch = N_BATCH, .kv_fmt = QUANT_F32, .n_worker = 1
-    };
+    struct resident_options opt = { .path = model_path,
+                                    .n_ctx = N_CTX,
+                                    .n_batch = N_BATCH,
+                                    .n_seq = N_SEQ,
+                                    .kv_fmt = QUANT_F32,
+                                    .n_worker = 1 };
     struct loading l = { 0 };
     struct why why = { "" };
 
+    now = 1;
     if (resident_new(&res, &opt, loading, &l, &l.stop, &why) != 0) {
         print_error("%s\n", why.text);
         return -1;
     }
-    logits = calloc(vocab_n(res->vocab), sizeof *logits);
+    assert_int_equal(res->n_seq, N_SEQ);
+    for (int i = 0; i < 26; i++)
+        letter[i] = vocab_find(res->vocab, (char[]){ (char)('a' + i) }, 1);
+    logits = calloc((size_t)N_SEQ * vocab_n(res->vocab), sizeof *logits);
     return logits && l.done == l.total && l.total > 0 ? 0 : -1;
 }
 
@@ -351,11 +635,14 @@ static int teardown(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows),       cmocka_unit_test(test_context),
-        cmocka_unit_test(test_no_room),    cmocka_unit_test(test_hold),
-        cmocka_unit_test(test_halt),       cmocka_unit_test(test_step_fails),
-        cmocka_unit_test(test_load_stops), cmocka_unit_test(test_load_no_room),
-        cmocka_unit_test(test_load_split),
+        cmocka_unit_test(test_rows),         cmocka_unit_test(test_context),
+        cmocka_unit_test(test_no_room),      cmocka_unit_test(test_halt),
+        cmocka_unit_test(test_step_fails),   cmocka_unit_test(test_together),
+        cmocka_unit_test(test_long_prompt),  cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_hold),         cmocka_unit_test(test_wait),
+        cmocka_unit_test(test_evict),        cmocka_unit_test(test_background),
+        cmocka_unit_test(test_cancel),       cmocka_unit_test(test_load_stops),
+        cmocka_unit_test(test_load_no_room), cmocka_unit_test(test_load_split),
     };
 
     if (argc != 3) {
