@@ -39,7 +39,8 @@ enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32, CONFIG_KV_Q8_0 };
 struct config {
     char *model, *model_dir, *default_model, *log, *cache_dir; /* NULL: not set */
     bool preload, exact, cache_weights;
-    uint64_t context, kv_bytes, kv_type, threads, batch, queue, max_connections, stall_timeout;
+    uint64_t context, kv_bytes, kv_type, threads, batch, queue, max_connections, sequences,
+        stall_timeout, step_bound;
 
     char *from[CONFIG_KEY_MAX]; /* where each key's value comes from, NULL: the default */
 };

@@ -314,6 +314,8 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
         .n_worker = (uint32_t)c->threads,
         .n_batch = (uint32_t)c->batch,
         .n_queue = (uint32_t)c->queue,
+        .n_seq = (uint32_t)c->sequences,
+        .bound_usec = c->step_bound * 1000,
         .kv_fmt = kv_fmt[c->kv_type],
         .exact = c->exact,
         .cache_dir = cache_dir(c),

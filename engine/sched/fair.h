@@ -75,12 +75,12 @@ void fair_remove(struct fair *f, struct fair_job *j);
 
 /* ---- places ---- */
 
-/* The waiting job that is next to run, of those that @may(@arg, job); NULL: none. Foreground before
+/* The waiting job that is next to run, of those that @may; NULL: none. Foreground before
  * background, whose user and application have the fewest places for their weight before others,
- * then whose were served least; within an application interactive ones, then in order of arrival. */
+ * then whose were served least; of an application interactive ones, then in order of arrival. */
 typedef bool fair_may_fn(void *arg, const struct fair_job *j);
 struct fair_job *fair_wait_next(const struct fair *f, fair_may_fn *may, void *arg);
-/* Does @victim, running, give way to @waiter: background to all others, and of a user with several
+/* Does @victim give way to @waiter: background to all others, and of a user with several
  * places one to a user who has none? */
 bool fair_yields(const struct fair *f, const struct fair_job *victim,
                  const struct fair_job *waiter);

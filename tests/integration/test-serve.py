@@ -18,7 +18,7 @@ EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "contrib/examples/client
 class Serve(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.moed = Moed(config="queue = 3\n")
+        cls.moed = Moed(config="queue = 3\nsequences = 1\n")
 
     @classmethod
     def tearDownClass(cls):

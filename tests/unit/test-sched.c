@@ -364,7 +364,7 @@ static void long_prompt(struct fair_who who) {
         assert_int_equal(steps(&w, 1), 0);
     assert_true(w.gap[0] > 0 && w.gap[0] <= 2 * BOUND);
     assert_true(w.gap[1] > 0 && w.gap[1] <= 2 * BOUND);
-    /* 900 rows of 30 ms are 27 s; it has half of the time, or more beside its own user's streams. */
+    /* 900 rows of 30 ms are 27 s; it has half of the time, more beside its own user's streams. */
     assert_true(now - began < 3 * (usec_t)900 * row_usec);
     for (uint32_t i = 0; i < 2; i++)
         job_halt(w.job[i], JOB_END_CANCELLED);
@@ -384,7 +384,7 @@ static double share(const uint32_t n[2], const uint32_t weight[2]) {
     static struct world w;
 
     open_world(&w, 256);
-    base_usec = 60000; /* nobody comes to an end within the minute */
+    base_usec = 60000;             /* nobody comes to an end within the minute */
     for (uint32_t u = 2; u-- > 0;) /* the one with many comes first */
         for (uint32_t i = 0; i < n[u]; i++)
             add(&w, prepared_for((struct fair_who){ .uid = u, .uid_weight = weight[u] }, 4, 1000));
