@@ -24,7 +24,6 @@ enum {
     WIRE_DEPTH_MAX = 16,
     WIRE_ELEMENT_MAX = 65536, /* keys and values counted alike */
     WIRE_OUTSTANDING_MAX = 64,
-    WIRE_CONN_MAX = 16,       /* connections a user */
     WIRE_FRAME_USEC = 5000000 /* to complete a started frame */
 };
 

@@ -70,6 +70,14 @@ static const struct config_key keys[] = {
       "milliseconds between two tokens of an answer, as far as prompts of others go" },
     { "threads",          CONFIG_UINT, AT(threads),         0, 1024,       "0", { NULL },
       "worker threads; 0: one a usable core" },
+    { "user-bytes",       CONFIG_SIZE, AT(user_bytes),      1, 1ull << 50, "64M", { NULL },
+      "text of all requests of one user that are not answered yet" },
+    { "user-connections", CONFIG_UINT, AT(user_connections), 1, 65536,     "16", { NULL },
+      "connections of one user" },
+    { "user-jobs",        CONFIG_UINT, AT(user_jobs),       1, 4096,       "64", { NULL },
+      "generations of one user that wait or run, and other requests likewise" },
+    { "user-kv-bytes",    CONFIG_SIZE, AT(user_kv_bytes),   0, 1ull << 50, "0", { NULL },
+      "part of kv-bytes that generations of one user may have; 0: all" },
 };
 /* clang-format on */
 

@@ -40,7 +40,7 @@ struct config {
     char *model, *model_dir, *default_model, *log, *cache_dir; /* NULL: not set */
     bool preload, exact, cache_weights;
     uint64_t context, kv_bytes, kv_type, threads, batch, queue, max_connections, sequences,
-        stall_timeout, step_bound;
+        stall_timeout, step_bound, user_bytes, user_connections, user_jobs, user_kv_bytes;
 
     char *from[CONFIG_KEY_MAX]; /* where each key's value comes from, NULL: the default */
 };

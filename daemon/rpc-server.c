@@ -52,7 +52,7 @@ int rpc_client_hello(struct rpc_call *c) {
     rpc_pack_uint(p, "depth", WIRE_DEPTH_MAX);
     rpc_pack_uint(p, "elements", WIRE_ELEMENT_MAX);
     rpc_pack_uint(p, "outstanding", WIRE_OUTSTANDING_MAX);
-    rpc_pack_uint(p, "connections", WIRE_CONN_MAX);
+    rpc_pack_uint(p, "connections", c->server->config->user_connections);
     rpc_pack_uint(p, "frame_usec", WIRE_FRAME_USEC);
     return 0;
 }

@@ -30,7 +30,7 @@ const struct rpc_method rpc_methods[] = {
       "stream:b? echo:b? deadline_ms:u?",
       "{text: str?, thought: str?, stop_reason: str, stop: str?, usage: map, timings: map, "
       "seed: uint, model: str, logprobs: array?}",
-      MODEL_ERRORS " ContextOverflow TooLarge Cancelled Timeout",
+      MODEL_ERRORS " ContextOverflow InsufficientMemory TooLarge Cancelled Timeout",
       "generate.progress generate.delta", false, rpc_generate },
     { "generate.cancel", 1, 0,
       "id:u",

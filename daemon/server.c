@@ -47,8 +47,8 @@ int server_adopt(struct server *s, int fd) {
               (unsigned)peer.uid, (int)peer.pid);
     if (s->stopping)
         session_refuse(session, RPC_SHUTTING_DOWN, "the service is stopping");
-    else if (n >= WIRE_CONN_MAX)
-        session_refuse(session, RPC_QUOTA_EXCEEDED, "16 connections a user is the limit");
+    else if (n >= s->config->user_connections)
+        session_refuse(session, RPC_QUOTA_EXCEEDED, "the user has too many connections");
     else if (s->n_session > s->config->max_connections)
         session_refuse(session, RPC_QUOTA_EXCEEDED, "the service has too many connections");
 

@@ -70,7 +70,7 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
         return RPC_BUSY;
     case MODELS_QUEUE_FULL:
         pack_busy(c->reply, queue.retry_usec, queue.position);
-        return why_set(why, RPC_BUSY, "%u requests are waiting", queue.position);
+        return RPC_BUSY;
     case MODELS_TOO_LARGE:
         msgpack_pack_map(&c->reply->data_pk, 1);
         rpc_pack_uint(&c->reply->data_pk, "limit", ENGINE_TEXT_MAX);
@@ -103,6 +103,13 @@ int work_error(const struct work *w, const struct engine_result *result, struct 
         rpc_pack_uint(&reply->data_pk, "available", result->n_available);
         return why_set(why, RPC_CONTEXT_OVERFLOW, "the prompt has %u tokens, the context holds %u",
                        result->n_prompt, result->n_available);
+    case ENGINE_END_MEMORY:
+        msgpack_pack_map(&reply->data_pk, 2);
+        rpc_pack_uint(&reply->data_pk, "need", result->need);
+        rpc_pack_uint(&reply->data_pk, "have", result->have);
+        return why_set(why, RPC_INSUFFICIENT_MEMORY,
+                       "prompt and max_tokens need %ju bytes of the cache, a user may have %ju",
+                       (uintmax_t)result->need, (uintmax_t)result->have);
     case ENGINE_END_INVALID:
         return why_set(why, RPC_INVALID_ARGS, "%s", result->why.text);
     case ENGINE_END_MODEL:

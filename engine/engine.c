@@ -33,7 +33,8 @@ struct engine {
     struct resident_options opt;
     char *path, *cache_dir; /* opt's */
     const char *tier;
-    uint32_t n_queue;
+    uint32_t n_queue, n_user;
+    uint64_t user_bytes;
     usec_t bound;
     int epoll_fd;
     bool has_lock;
@@ -335,6 +336,8 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         return why_set(why, err_new(-ENOMEM), "out of memory");
     e->epoll_fd = -1;
     e->n_queue = opt->n_queue ? opt->n_queue : ENGINE_N_QUEUE;
+    e->n_user = opt->n_user;
+    e->user_bytes = opt->user_bytes;
     e->bound = opt->bound_usec ? opt->bound_usec : ENGINE_BOUND_USEC;
     e->tier = engine_bound_tier();
     e->path = strdup(opt->path);
@@ -343,6 +346,7 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         .path = e->path,
         .n_ctx = opt->n_ctx,
         .kv_bytes = opt->kv_bytes,
+        .kv_user = opt->kv_user,
         .n_worker = opt->n_worker,
         .n_batch = opt->n_batch ? opt->n_batch : ENGINE_N_BATCH,
         .n_seq = opt->n_seq ? opt->n_seq : ENGINE_N_SEQ,
@@ -422,6 +426,7 @@ void engine_status(struct engine *e, struct engine_status *ret) {
         .n_worker = r ? pool_n_worker(r->pool) : 0,
         .tier = e->tier,
         .kv_bytes = r ? kvcache_n_byte(r->kv) : 0,
+        .kv_room = atomic_load_explicit(&e->stats.kv_room, memory_order_relaxed),
         .n_prompt_token = atomic_load_explicit(&e->stats.n_prompt_token, memory_order_relaxed),
         .n_token = atomic_load_explicit(&e->stats.n_token, memory_order_relaxed),
         .step_usec = atomic_load_explicit(&e->stats.step_usec, memory_order_relaxed),
@@ -492,7 +497,8 @@ static int engine_check_stop(const struct engine_request *q, struct why *why) {
     return 0;
 }
 
-static int engine_check_size(const struct engine_request *q, struct why *why) {
+/* Bytes of the texts of @q, at most one more than ENGINE_TEXT_MAX. */
+static size_t engine_size(const struct engine_request *q) {
     size_t n = q->n_text;
 
     if (q->n_tok > ENGINE_TEXT_MAX / sizeof *q->tok || n > ENGINE_TEXT_MAX)
@@ -501,17 +507,14 @@ static int engine_check_size(const struct engine_request *q, struct why *why) {
         n += q->n_tok * sizeof *q->tok;
     for (size_t i = 0; i < q->n_msg && n <= ENGINE_TEXT_MAX; i++)
         n += strlen(q->msg[i].role) + strlen(q->msg[i].text) + sizeof *q->msg;
-
-    if (n > ENGINE_TEXT_MAX)
-        return why_set(why, ENGINE_TOO_LARGE, "a job may have %d bytes of text", ENGINE_TEXT_MAX);
-    return 0;
+    return n <= ENGINE_TEXT_MAX ? n : (size_t)ENGINE_TEXT_MAX + 1;
 }
 
 static int engine_check_request(const struct engine_request *q, struct why *why) {
     int r = engine_check_source(q, why);
 
-    if (r == 0)
-        r = engine_check_size(q, why);
+    if (r == 0 && engine_size(q) > ENGINE_TEXT_MAX)
+        r = why_set(why, ENGINE_TOO_LARGE, "a job may have %d bytes of text", ENGINE_TEXT_MAX);
     if (r == 0 && q->kind == ENGINE_GENERATE) {
         r = engine_check_stop(q, why);
         if (r == 0 && q->n_top > SAMPLE_TOP_MAX)
@@ -554,6 +557,7 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
         return err_new(-ENOMEM);
     j->userdata = q->userdata;
     j->fair.who = q->who;
+    j->n_byte = engine_size(q);
     j->special = q->special;
     j->no_bos = q->no_bos;
     j->thinking = q->thinking;
@@ -581,6 +585,31 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
     return 0;
 }
 
+/* Is there room in the queue, for anybody and for this user? */
+static int engine_check_queue(struct engine *e, const struct engine_request *q,
+                              struct engine_queue *queue, struct why *why) {
+    bool text = q->kind != ENGINE_GENERATE;
+    size_t n_byte = engine_size(q);
+    uint32_t n = 0;
+
+    if (e->n_job[text] >= e->n_queue + (text ? 1 : engine_n_seq(e)))
+        return why_set(why, ENGINE_BUSY, "%u requests are waiting", e->n_job[text]);
+    for (const struct job *j = e->first; j; j = j->list_next)
+        if (j->fair.who.uid == q->who.uid) {
+            n += (j->kind != JOB_GENERATE) == text;
+            n_byte += j->n_byte;
+        }
+    if (e->n_user && n >= e->n_user) {
+        queue->position = n;
+        return why_set(why, ENGINE_BUSY, "%u requests of this user are not answered yet", n);
+    }
+    if (e->user_bytes && n_byte > e->user_bytes) {
+        queue->position = n;
+        return why_set(why, ENGINE_BUSY, "requests of this user have %zu bytes of text", n_byte);
+    }
+    return 0;
+}
+
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *ret_job,
                   struct engine_queue *ret_queue, struct why *why) {
     bool text = req->kind != ENGINE_GENERATE;
@@ -592,10 +621,11 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
     if (r != 0)
         return r;
     engine_guess(e, text, &queue);
+    r = engine_check_queue(e, req, &queue, why);
     if (ret_queue)
         *ret_queue = queue;
-    if (e->n_job[text] >= e->n_queue + (text ? 1 : engine_n_seq(e)))
-        return ENGINE_BUSY;
+    if (r != 0)
+        return r;
     r = engine_copy(req, &j);
     if (r != 0)
         return why_set(why, err_up(r), "out of memory");
@@ -655,8 +685,9 @@ static void engine_deliver(struct engine *e, struct job *j, struct engine_event 
     static const enum engine_end end[] = {
         [JOB_END_STOP] = ENGINE_END_STOP,         [JOB_END_LENGTH] = ENGINE_END_LENGTH,
         [JOB_END_DEADLINE] = ENGINE_END_DEADLINE, [JOB_END_CANCELLED] = ENGINE_END_CANCELLED,
-        [JOB_END_CONTEXT] = ENGINE_END_CONTEXT,   [JOB_END_INVALID] = ENGINE_END_INVALID,
-        [JOB_END_MODEL] = ENGINE_END_MODEL,       [JOB_END_INTERNAL] = ENGINE_END_INTERNAL,
+        [JOB_END_CONTEXT] = ENGINE_END_CONTEXT,   [JOB_END_MEMORY] = ENGINE_END_MEMORY,
+        [JOB_END_INVALID] = ENGINE_END_INVALID,   [JOB_END_MODEL] = ENGINE_END_MODEL,
+        [JOB_END_INTERNAL] = ENGINE_END_INTERNAL,
     };
     struct job_result *r = &j->result;
 
@@ -674,6 +705,8 @@ static void engine_deliver(struct engine *e, struct job *j, struct engine_event 
         .n_cached = r->n_cached,
         .n_token = r->n_token,
         .n_available = r->n_available,
+        .need = r->need,
+        .have = r->have,
         .queue_usec = r->queue_usec,
         .prefill_usec = r->prefill_usec,
         .decode_usec = r->decode_usec,

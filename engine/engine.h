@@ -2,21 +2,18 @@
 #pragma once
 
 /*
- * engine - one resident model, its engine thread and its queue; the only engine header the daemon
- * includes
+ * engine - one resident model, its thread and queue; the only engine header the daemon includes
  *
  * engine_new() returns at once and loads in its own thread. Jobs may be submitted while it loads;
  * they wait. Everything the engine has to say comes as events through one ring: engine_fd() turns
  * readable, engine_next() hands them out one by one. Every job submitted ends with exactly one
  * ENGINE_DONE, whatever happens, and nothing of it comes later.
  *
- * Generations run side by side, each with the next token in every step while long prompts go in by
- * parts; who gets how much is engine/sched/fair.h's to say. What comes out of a job does not depend
- * on what runs beside it.
+ * Generations run side by side, in shares that engine/sched/fair.h gives; what comes out of one
+ * does not depend on what runs beside it.
  *
  * Owner:   the calls below belong to one thread (the daemon's). Inside: the engine thread runs the
  *          model, a text thread tokenises; a job has one owner at a time.
- * Memory:  sized at load; queues are bounded.
  */
 
 #include <stdbool.h>
@@ -35,7 +32,7 @@ struct engine;
 enum {
     ENGINE__OK,
 
-    ENGINE_BUSY,      /* the queue is full; @ret_queue says how it stands */
+    ENGINE_BUSY, /* the queue, or the user's part of it, is full; @ret_queue says how it stands */
     ENGINE_TOO_LARGE, /* text beyond ENGINE_TEXT_MAX; @why says so */
     ENGINE_BAD,       /* a parameter out of range; @why names it */
 };
@@ -51,9 +48,12 @@ struct engine_options {
     uint32_t n_ctx;        /* 0: the trained context; more than that fails the load. What is served
                               is at most what kv_bytes can hold: see model_info.n_ctx. */
     uint64_t kv_bytes;     /* bound of the K/V cache; 0: a quarter of memory */
+    uint64_t kv_user;      /* of it for the jobs of one user; 0: all */
     uint32_t n_worker;     /* 0: one a usable core */
     uint32_t n_batch;      /* prompt tokens a step; 0: 128 */
     uint32_t n_queue;      /* generations waiting at most, and text jobs as many; 0: 64 */
+    uint32_t n_user;       /* jobs of one user, generations and text jobs each; 0: no limit */
+    uint64_t user_bytes;   /* texts of all jobs of one user; 0: no limit */
     uint32_t n_seq;        /* generations at a time, as far as kv_bytes holds them; 0: 16 */
     uint64_t bound_usec;   /* between two tokens of an answer while prompts go in; 0: 250 ms */
     enum quant_fmt kv_fmt; /* QUANT_F16, QUANT_F32 or QUANT_Q8_0 */
@@ -78,7 +78,8 @@ struct engine_status {
     uint32_t n_running, n_queued, n_queue_max; /* generations */
     uint32_t n_worker;                         /* 0: not known yet */
     const char *tier;                          /* kernel tier bound */
-    uint64_t kv_bytes;                         /* mapped for K and V */
+    uint64_t kv_bytes;                         /* K and V at most */
+    uint64_t kv_room;                          /* of that, bytes that running jobs may fill */
     uint64_t n_prompt_token, n_token;          /* evaluated and generated since load */
     uint64_t step_usec; /* moving mean of a step without prompts; 0: none yet */
     uint64_t n_evicted; /* generations that lost their place to others and began again */
@@ -101,8 +102,7 @@ enum engine_kind {
     ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
 };
 
-/* Generations wait for each other, the other kinds only for the load; those have a queue of their
- * own. */
+/* Generations wait for each other, other kinds only for the load: they have a queue of their own. */
 
 /* One job. engine_submit() copies what it keeps; everything here is borrowed for the call. */
 struct engine_request {
@@ -132,7 +132,7 @@ struct engine_request {
 };
 
 struct engine_queue {
-    uint32_t position;   /* jobs before this one would be */
+    uint32_t position;   /* jobs before this one would be, of the user when it has too many */
     uint64_t retry_usec; /* guess of when it is worth trying again */
 };
 
@@ -164,7 +164,8 @@ enum engine_end {
     ENGINE_END_LENGTH, /* max_tokens, or the context is full */
     ENGINE_END_DEADLINE,
     ENGINE_END_CANCELLED,
-    ENGINE_END_CONTEXT,  /* the prompt does not fit: n_prompt asked, n_available there are */
+    ENGINE_END_CONTEXT,  /* the prompt has n_prompt tokens, and n_available there may be */
+    ENGINE_END_MEMORY,   /* prompt and max_tokens need more of the cache than a user may have */
     ENGINE_END_INVALID,  /* @why: a role, a token id, no chat format */
     ENGINE_END_MODEL,    /* the model could not be loaded: @why */
     ENGINE_END_INTERNAL, /* @why */
@@ -176,8 +177,8 @@ struct engine_result {
     uint32_t n_prompt, n_cached; /* tokens of the prompt, of them not evaluated */
     uint32_t n_token;            /* generated, with an end token */
     uint32_t n_available;        /* tokens a prompt may have here */
-    /* Without a place; steps with rows of its prompt; other steps. Not while it was paused. */
-    uint64_t queue_usec, prefill_usec, decode_usec;
+    uint64_t need, have;         /* MEMORY: bytes */
+    uint64_t queue_usec, prefill_usec, decode_usec; /* without a place; of steps it had rows in */
     uint64_t seed;
     struct why why;
     char *text; /* DETOKENIZE, RENDER: [n_text], NUL-terminated, owned by the event */
@@ -203,8 +204,7 @@ struct engine_event {
     const struct why *why;              /* LOAD_FAILED */
 };
 
-/* A descriptor that is readable while events wait. */
-int engine_fd(const struct engine *e);
+int engine_fd(const struct engine *e); /* readable while events wait */
 /* Return: true with the next event, false when there is none. */
 bool engine_next(struct engine *e, struct engine_event *ret);
 

@@ -224,17 +224,41 @@ static enum job_end job_prompt(struct job *j, const struct resident *r) {
     return j->all.n < r->n_ctx ? JOB_END_N : JOB_END_CONTEXT;
 }
 
+/* Tokens the prompt and its answer may have together, so that they fit into the user's part of the
+ * cache: what was asked for, or what there is when nothing was. Return: 0: not even that fits. */
+static uint32_t job_fit(struct job *j, const struct resident *r) {
+    uint32_t lo = j->result.n_prompt + (j->max_tokens ? j->n_max : 1), hi = r->n_ctx;
+
+    j->result.need = kvcache_need(r->kv, lo);
+    j->result.have = r->kv_user;
+    if (j->result.need > r->kv_user)
+        return 0;
+    while (!j->max_tokens && lo < hi) {
+        uint32_t n = hi - (hi - lo) / 2;
+
+        if (kvcache_need(r->kv, n) <= r->kv_user)
+            lo = n;
+        else
+            hi = n - 1;
+    }
+    return lo;
+}
+
 /* Room for the answer, so that running allocates nothing. */
 static enum job_end job_room(struct job *j, const struct resident *r) {
-    uint32_t room = r->n_ctx - j->result.n_prompt;
+    uint32_t room = r->n_ctx - j->result.n_prompt, n;
     tok_t *id;
 
     j->n_max = j->max_tokens > 0 && j->max_tokens < room ? j->max_tokens : room;
-    id = realloc(j->all.id, (j->all.n + j->n_max) * sizeof *id);
+    n = job_fit(j, r);
+    if (n == 0)
+        return JOB_END_MEMORY;
+    j->n_max = n - j->result.n_prompt;
+    id = realloc(j->all.id, n * sizeof *id);
     if (!id)
         return job_no_memory(j);
     j->all.id = id;
-    j->all.n_alloc = j->all.n + j->n_max;
+    j->all.n_alloc = n;
     j->answer = calloc(1, sizeof *j->answer);
     return j->answer ? JOB_END_N : job_no_memory(j);
 }

@@ -41,6 +41,7 @@ enum job_end {
     JOB_END_DEADLINE,  /* its own */
     JOB_END_CANCELLED, /* by its owner */
     JOB_END_CONTEXT,   /* the prompt does not fit */
+    JOB_END_MEMORY,    /* it would need more of the cache than it may ever have */
     JOB_END_INVALID,   /* why: what in the request */
     JOB_END_MODEL,     /* why: there is none */
     JOB_END_INTERNAL,  /* why */
@@ -52,6 +53,7 @@ struct job_result {
     int32_t stop_index;                   /* -1: none */
     uint32_t n_prompt, n_cached, n_token; /* of the prompt, of it not evaluated, generated */
     uint32_t n_available;                 /* tokens a prompt may have */
+    uint64_t need, have;                  /* MEMORY: bytes of the cache */
     usec_t queue_usec;                    /* without a place */
     usec_t prefill_usec, decode_usec;     /* of steps it had rows in */
     uint64_t seed;
@@ -69,7 +71,8 @@ struct job {
     /* What was asked, copied. */
     struct chat_message *msg; /* [n_msg], one allocation with its texts */
     size_t n_msg;
-    char *text; /* [n_text]; NULL: none */
+    size_t n_byte; /* of all it was given */
+    char *text;    /* [n_text]; NULL: none */
     size_t n_text;
     struct tok_list tok;
     bool special, no_bos, thinking, no_generation, ignore_end, logprobs;
@@ -93,6 +96,8 @@ struct job {
 
     /* The scheduler's. */
     uint32_t seq;    /* of the cache, while it runs */
+    uint32_t n_room; /* tokens it has room for in the cache, while it runs */
+    uint64_t room;   /* in bytes */
     uint32_t n_done; /* tokens of .all that the cache holds */
     usec_t began;    /* first had a place; 0: not yet */
     usec_t waits;    /* since when, while it waits */

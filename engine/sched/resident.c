@@ -40,25 +40,6 @@ static uint32_t load_fit(const struct kv_shape *shape, uint64_t bytes) {
     return lo;
 }
 
-/* What fits into @bytes: the context first, then as many sequences as @opt asks for. */
-static int load_shape(struct resident *r, const struct resident_options *opt, uint64_t bytes,
-                      struct load *l) {
-    struct kv_shape shape;
-    uint64_t n;
-
-    model_kv_shape(r->model, 1, opt->kv_fmt, &shape);
-    r->n_ctx = shape.n_ctx = load_fit(&shape, bytes);
-    if (r->n_ctx == 0)
-        return why_set(l->why, RESIDENT_BAD,
-                       "%s: %" PRIu64 " bytes for keys and values hold not one position", l->path,
-                       bytes);
-    n = bytes / kvcache_size(&shape);
-    r->n_seq = n < opt->n_seq ? (uint32_t)n : opt->n_seq;
-    if (r->n_seq > r->n_batch) /* each has a row in a step */
-        r->n_seq = r->n_batch;
-    return 0;
-}
-
 /* Bind the model, with the context that @opt asks for or the bound leaves, and map its cache. Bound
  * twice: only then is the cache's size known, which packed weights must leave room for. */
 static int load_model(struct resident *r, const struct resident_options *opt, struct load *l) {
@@ -69,19 +50,22 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
                                 .no_pack = true };
     uint64_t bytes = opt->kv_bytes ? opt->kv_bytes : r->topo->memory / 4;
     struct kv_shape shape;
-    uint32_t seq;
     int k;
 
     k = model_new(&r->model, r->gguf, &r->kern, r->pool, &mo, l->why);
     if (k != 0)
         return load_failed(l, k, "cannot bind the model");
-    k = load_shape(r, opt, bytes, l);
-    if (k != 0)
-        return k;
 
-    model_kv_shape(r->model, r->n_seq, opt->kv_fmt, &shape);
+    model_kv_shape(r->model, 1, opt->kv_fmt, &shape);
+    r->n_ctx = load_fit(&shape, bytes);
+    if (r->n_ctx == 0)
+        return why_set(l->why, RESIDENT_BAD,
+                       "%s: %" PRIu64 " bytes for keys and values hold not one position", l->path,
+                       bytes);
+    r->n_seq = opt->n_seq < opt->n_batch ? opt->n_seq : opt->n_batch; /* each has a row in a step */
+    shape.n_seq = mo.n_out = r->n_seq;
     shape.n_ctx = mo.n_ctx = r->n_ctx; /* step memory and model_info() follow it */
-    mo.n_out = r->n_seq;
+    shape.n_byte = bytes;
     mo.no_pack = opt->no_pack;
     mo.cache_dir = opt->cache_dir;
     mo.reserve = kvcache_size(&shape);
@@ -90,11 +74,15 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
     if (k != 0)
         return load_failed(l, k, "cannot bind the model");
     model_kv_shape(r->model, r->n_seq, opt->kv_fmt, &shape);
+    shape.n_byte = bytes;
 
     k = kvcache_new(&r->kv, &shape);
     if (k != 0)
         return load_failed(l, k, "cannot map keys and values");
-    return err_fold(kvcache_seq_new(r->kv, &seq));
+    r->kv_user = kvcache_n_byte(r->kv);
+    if (opt->kv_user && opt->kv_user < r->kv_user)
+        r->kv_user = opt->kv_user;
+    return 0;
 }
 
 static int load_weights(struct resident *r, struct load *l) {

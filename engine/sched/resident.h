@@ -43,6 +43,7 @@ struct resident_options {
     uint32_t n_worker; /* 0: one a usable core */
     uint32_t n_batch;  /* >= 1 */
     uint32_t n_seq;    /* sequences at a time at most, >= 1 */
+    uint64_t kv_user;  /* bytes of keys and values the jobs of one user may take; 0: all */
     enum quant_fmt kv_fmt;
     bool exact;
     bool no_pack;          /* weights stay as in the file */
@@ -60,7 +61,8 @@ struct resident {
     struct sample_params defaults;
     bool empty_thought;   /* see chat.h */
     uint32_t n_ctx;       /* positions a sequence can hold */
-    uint32_t n_seq;       /* sequences at a time */
+    uint32_t n_seq;       /* sequences at a time, <= n_batch */
+    uint64_t kv_user;     /* bytes of the cache for one user */
     uint32_t n_batch;     /* rows a step at most */
     const char *template; /* [n_template], in the file; NULL: none */
     size_t n_template;

@@ -26,8 +26,8 @@ struct sched {
     struct batch batch;
 
     struct job_queue jobs; /* all, in order of arrival */
-    uint32_t n_seq;        /* in use */
-    bool *seq_used;        /* [res->n_seq] */
+    uint32_t n_running;    /* have a place */
+    uint64_t room;         /* bytes of the cache they have room in */
 
     /* Events the ring had no room for, in order. Nothing runs while there are any. */
     uint32_t n_late, n_late_max;
@@ -51,10 +51,9 @@ int sched_new(struct sched **ret_s, struct resident *r, const struct sched_optio
         k = fair_new(&s->fair, opt->n_job);
     if (k < 0)
         return err_up(k);
-    s->seq_used = calloc(r->n_seq, sizeof *s->seq_used);
     s->n_late_max = r->n_seq * SCHED_LATE_PART;
     s->late = calloc(s->n_late_max, sizeof *s->late);
-    if (!s->seq_used || !s->late)
+    if (!s->late)
         return err_new(-ENOMEM);
 
     *ret_s = take(s);
@@ -66,7 +65,6 @@ struct sched *sched_free(struct sched *s) {
         return NULL;
     batch_deinit(&s->batch);
     fair_free(s->fair);
-    free(s->seq_used);
     free(s->late);
     free(s);
     return NULL;
@@ -132,33 +130,84 @@ void sched_add(struct sched *s, struct job *j) {
     job_queue_push(&s->jobs, j);
 }
 
+/* Tokens to have room for: all it may come to, or some more than now when it did not say. */
+static uint32_t sched_ahead(const struct job *j) {
+    uint32_t most = j->result.n_prompt + j->n_max, n = (uint32_t)j->all.n;
+
+    return j->max_tokens || most - n <= SCHED_AHEAD ? most : n + SCHED_AHEAD;
+}
+
+static uint64_t sched_need(const struct sched *s, const struct job *j) {
+    return kvcache_need(s->res->kv, sched_ahead(j));
+}
+
+/* Bytes that the jobs of @j's user have room in. */
+static uint64_t sched_user_room(const struct sched *s, const struct job *j) {
+    uint64_t sum = 0;
+
+    for (const struct job *k = s->jobs.head; k; k = k->next)
+        sum += k->fair.running && k->fair.who.uid == j->fair.who.uid ? k->room : 0;
+    return sum;
+}
+
+static bool sched_fits(const struct sched *s, uint64_t more) {
+    return more <= kvcache_n_byte(s->res->kv) - s->room;
+}
+
+static void sched_set_room(struct sched *s, struct job *j, uint64_t room) {
+    s->room = s->room - j->room + room;
+    j->room = room;
+    j->n_room = room ? sched_ahead(j) : 0;
+    atomic_store_explicit(&s->stats->kv_room, s->room, memory_order_relaxed);
+}
+
+static void sched_set_running(struct sched *s, struct job *j, bool running) {
+    s->n_running += running ? 1 : (uint32_t)-1;
+    atomic_store_explicit(&s->stats->n_running, s->n_running, memory_order_relaxed);
+    fair_run(s->fair, &j->fair, running);
+}
+
 /* Return: was there a place? */
 static bool sched_place(struct sched *s, struct job *j) {
     usec_t now = job_clock();
 
-    if (s->n_seq == s->res->n_seq)
+    if (s->n_running == s->res->n_seq || !sched_fits(s, sched_need(s, j)) ||
+        kvcache_seq_new(s->res->kv, &j->seq) != 0)
         return false;
-    for (j->seq = 0; s->seq_used[j->seq];)
-        j->seq++;
-    s->seq_used[j->seq] = true;
-    s->n_seq++;
-    atomic_store_explicit(&s->stats->n_running, s->n_seq, memory_order_relaxed);
-
+    sched_set_room(s, j, sched_need(s, j));
+    sched_set_running(s, j, true);
     j->n_done = 0;
     j->result.queue_usec += now - j->waits;
     if (!j->began)
         j->began = now;
-    fair_run(s->fair, &j->fair, true);
     return true;
 }
 
 static void sched_leave(struct sched *s, struct job *j) {
-    (void)kvcache_truncate(s->res->kv, j->seq, 0); /* to nothing always works */
-    s->seq_used[j->seq] = false;
-    s->n_seq--;
-    atomic_store_explicit(&s->stats->n_running, s->n_seq, memory_order_relaxed);
+    kvcache_seq_free(s->res->kv, j->seq);
+    sched_set_room(s, j, 0);
+    sched_set_running(s, j, false);
     j->waits = job_clock();
-    fair_run(s->fair, &j->fair, false);
+}
+
+static void sched_evict(struct sched *s, struct job *j) {
+    sched_leave(s, j);
+    sched_count(&s->stats->n_evicted, 1);
+}
+
+/* Room for the next @n tokens of @j. Return: is it there? Else it has lost its place. */
+static bool sched_grow(struct sched *s, struct job *j, uint32_t n) {
+    uint64_t more;
+
+    if (j->n_done + n <= j->n_room)
+        return true;
+    more = sched_need(s, j) - j->room;
+    if (!sched_fits(s, more) || sched_user_room(s, j) + more > s->res->kv_user) {
+        sched_evict(s, j);
+        return false;
+    }
+    sched_set_room(s, j, j->room + more);
+    return true;
 }
 
 /* Hand the job over. What the answer held back goes first; it may still complete a stop string. */
@@ -198,22 +247,32 @@ static bool sched_sweep(struct sched *s) {
     return true;
 }
 
-/* A job on hold is given no place. */
+/* A job on hold is given no place, nor one whose user has too much of the cache. */
 static bool sched_may(void *arg, const struct fair_job *f) {
-    return !atomic_load(&sched_job((struct fair_job *)f)->hold);
+    struct sched *s = arg;
+    struct job *j = sched_job((struct fair_job *)f);
+
+    if (atomic_load(&j->hold))
+        return false;
+    return s->res->kv_user == kvcache_n_byte(s->res->kv) || /* then it need not be looked at */
+           sched_user_room(s, j) + sched_need(s, j) <= s->res->kv_user;
 }
 
 static bool sched_held(const struct job *j) {
     return j->fair.running && atomic_load(&j->hold);
 }
 
-/* Who gives its place to @waiter: what is on hold, background, one of many; of those the one that
- * has the least to evaluate again. NULL: nobody. */
+/* Does @j give its place to @waiter: on hold, background, one of many? */
+static bool sched_yields(const struct sched *s, const struct job *j, const struct job *waiter) {
+    return j->fair.running && (sched_held(j) || fair_yields(s->fair, &j->fair, &waiter->fair));
+}
+
+/* Of those that do, the one on hold or with the least to evaluate again. NULL: nobody. */
 static struct job *sched_victim(const struct sched *s, const struct job *waiter) {
     struct job *best = NULL;
 
     for (struct job *j = s->jobs.head; j; j = j->next) {
-        if (!j->fair.running || !(sched_held(j) || fair_yields(s->fair, &j->fair, &waiter->fair)))
+        if (!sched_yields(s, j, waiter))
             continue;
         if (!best || sched_held(j) > sched_held(best) ||
             (sched_held(j) == sched_held(best) && j->n_done < best->n_done))
@@ -222,20 +281,27 @@ static struct job *sched_victim(const struct sched *s, const struct job *waiter)
     return best;
 }
 
+/* Take places away for @waiter, unless that cannot be enough. Return: was it? */
+static bool sched_make_room(struct sched *s, const struct job *waiter) {
+    uint64_t room = kvcache_n_byte(s->res->kv) - s->room;
+    struct job *v = sched_victim(s, waiter);
+
+    for (const struct job *j = s->jobs.head; j; j = j->next)
+        room += sched_yields(s, j, waiter) ? j->room : 0;
+    if (!v || room < sched_need(s, waiter))
+        return false;
+    do
+        sched_evict(s, v);
+    while (!sched_fits(s, sched_need(s, waiter)) && (v = sched_victim(s, waiter)));
+    return v != NULL;
+}
+
 static void sched_admit(struct sched *s) {
     struct fair_job *f;
 
-    while ((f = fair_wait_next(s->fair, sched_may, NULL))) {
-        struct job *victim;
-
-        if (sched_place(s, sched_job(f)))
-            continue;
-        victim = sched_victim(s, sched_job(f));
-        if (!victim)
+    while ((f = fair_wait_next(s->fair, sched_may, s)))
+        if (!sched_place(s, sched_job(f)) && !sched_make_room(s, sched_job(f)))
             break;
-        sched_leave(s, victim);
-        sched_count(&s->stats->n_evicted, 1);
-    }
 }
 
 /* ---- steps ---- */
@@ -277,7 +343,7 @@ static bool sched_fill(struct sched *s) {
             n = room - b->n_prompt;
         if (n > b->n_row_max - b->n_row)
             n = b->n_row_max - b->n_row;
-        if (n == 0)
+        if (n == 0 || !sched_grow(s, j, n))
             continue;
         batch_add(b, j, n);
         fair_charge(s->fair, f,
@@ -310,7 +376,7 @@ static bool sched_eval(struct sched *s, const float **ret_logits) {
 
     for (uint32_t i = 0; i < b->n_part; i++) {
         k = kvcache_reserve(r->kv, b->part[i].job->seq, b->part[i].n);
-        if (k != 0) { /* n_max bounds it */
+        if (k != 0) { /* sched_grow() saw to it */
             sched_fail(s, err_fold(k), "no room for keys and values");
             return false;
         }
@@ -363,11 +429,15 @@ static void sched_part(struct sched *s, struct batch_part *p, usec_t began, usec
 int sched_step(struct sched *s) {
     const float *logits = NULL;
     usec_t began = job_clock(), now;
+    uint32_t n_running;
 
     if (!sched_flush(s) || !sched_sweep(s))
         return SCHED_NO_ROOM;
     sched_admit(s);
-    if (!sched_fill(s))
+    n_running = s->n_running;
+    if (!sched_fill(s) && s->n_running < n_running)
+        return 0; /* who lost a place makes room for others */
+    if (s->batch.n_part == 0)
         return s->jobs.head ? SCHED_ON_HOLD : SCHED_NO_JOB;
     if (!sched_eval(s, &logits))
         return 0;

@@ -4,7 +4,9 @@
 /*
  * sched - what the engine thread does: give jobs places, fill steps, draw tokens, end
  *
- * A job that has a place has a sequence of the cache. Each step takes the next token of the
+ * A job that has a place has a sequence of the cache and room in it for its prompt and all it may
+ * generate; when it did not say how much that is, for some, and more as it goes on. What does not
+ * fit waits, and nothing that came later passes it. Each step takes the next token of the
  * sequences that generate and parts of prompts, in the order and amount that fair.h says, and no
  * more prompt rows than pace.h says fit between two tokens of a stream. A job may lose its place
  * at a token boundary, with what the cache holds of it, and evaluates its tokens again when it has
@@ -35,7 +37,10 @@ enum {
     SCHED_NO_ROOM, /* events wait for room in the ring: call again when some were popped */
 };
 
-enum { SCHED_PROGRESS_USEC = 200000 }; /* between two progress events */
+enum {
+    SCHED_PROGRESS_USEC = 200000, /* between two progress events */
+    SCHED_AHEAD = 1024,           /* tokens that who does not say gets room for at a time */
+};
 
 struct sched_options {
     uint32_t n_job;          /* jobs at a time at most */
@@ -49,6 +54,7 @@ struct sched_stats {
     _Atomic uint64_t step_usec;               /* moving mean of a step without prompts; 0: none */
     _Atomic uint64_t job_usec;                /* moving mean of one generation; 0: none yet */
     _Atomic uint64_t n_evicted;               /* places lost */
+    _Atomic uint64_t kv_room;                 /* bytes of the cache that jobs have room in */
 };
 
 /**

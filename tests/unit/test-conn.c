@@ -17,6 +17,8 @@
 #include "tests/unit/fake-engine.h"
 #include "tests/unit/rig.h"
 
+enum { N_CONN = 16 /* user-connections */ };
+
 static struct rig rig;
 static struct rig_client *client, *other;
 
@@ -153,19 +155,19 @@ static void test_msgid_reuse(void **state) {
 }
 
 static void test_connections(void **state) {
-    struct rig_client *c[WIRE_CONN_MAX - 2], *extra;
+    struct rig_client *c[N_CONN - 2], *extra;
 
-    for (int i = 0; i < WIRE_CONN_MAX - 2; i++)
+    for (int i = 0; i < N_CONN - 2; i++)
         c[i] = rig_connect(&rig);
-    has(rig_call(c[WIRE_CONN_MAX - 3], 1, "server.status", "{}"), "\"connections\"=>16");
+    has(rig_call(c[N_CONN - 3], 1, "server.status", "{}"), "\"connections\"=>16");
     extra = rig_connect(&rig);
-    has(rig_recv(extra), "\"name\"=>\"QuotaExceeded\", \"message\"=>\"16 connections a user");
+    has(rig_recv(extra), "\"name\"=>\"QuotaExceeded\", \"message\"=>\"the user has too many");
     assert_null(rig_recv(extra));
     rig_hangup(c[0]);
     rig_hangup(extra);
     c[0] = rig_connect(&rig);
     has(rig_call(c[0], 1, "server.status", "{}"), "\"connections\"=>16");
-    for (int i = 0; i < WIRE_CONN_MAX - 2; i++)
+    for (int i = 0; i < N_CONN - 2; i++)
         rig_hangup(c[i]);
 }
 

@@ -17,7 +17,7 @@
 
 #include "engine/sched/sched.h"
 
-enum { N_BATCH = 16, N_CTX = 1024, N_SEQ = 8, N_STEP = 65536, BOUND = 250000 };
+enum { N_BATCH = 16, N_CTX = 2048, N_SEQ = 8, N_STEP = 65536, BOUND = 250000 };
 
 static const char *model_path, *split_path;
 static struct resident *res;
@@ -98,7 +98,7 @@ int __wrap_model_step(struct model *m, struct kvcache *kv, const struct model_ro
 
 /* ---- jobs ---- */
 
-static struct job *prepared_for(struct fair_who who, size_t n_prompt, uint32_t max_tokens) {
+static struct job *raw_for(struct fair_who who, size_t n_prompt, uint32_t max_tokens) {
     AUTO(job_free) struct job *j = job_new(JOB_GENERATE);
 
     for (size_t i = 0; i < n_prompt; i++)
@@ -109,15 +109,21 @@ static struct job *prepared_for(struct fair_who who, size_t n_prompt, uint32_t m
     j->ignore_end = true;
     j->fair.who = who;
     j->submitted = now;
-    assert_true(job_prepare(j, res));
     return take(j);
+}
+
+static struct job *prepared_for(struct fair_who who, size_t n_prompt, uint32_t max_tokens) {
+    struct job *j = raw_for(who, n_prompt, max_tokens);
+
+    assert_true(job_prepare(j, res));
+    return j;
 }
 
 static struct job *prepared(size_t n_prompt, uint32_t max_tokens) {
     return prepared_for((struct fair_who){ 0 }, n_prompt, max_tokens);
 }
 
-enum { N_TEXT = 1024 };
+enum { N_TEXT = N_CTX };
 
 struct world {
     struct ring *ring;
@@ -150,8 +156,9 @@ static void close_world(struct world *w) {
     for (uint32_t i = 0; i < w->n_job; i++)
         job_free(w->job[i]);
     assert_int_equal(w->stats.n_running, 0);
-    for (uint32_t i = 0; i < res->n_seq; i++)
-        assert_int_equal(kvcache_n(res->kv, i), 0);
+    assert_int_equal(w->stats.kv_room, 0);
+    assert_int_equal(kvcache_n_used(res->kv), 0);
+    assert_true(kvcache_sound(res->kv));
     sched_free(w->s);
     ring_free(w->ring);
 }
@@ -535,6 +542,101 @@ static void test_cancel(void **state) {
     }
 }
 
+/* ---- bytes of the cache ---- */
+
+static struct resident *resident_of(uint64_t kv_bytes, uint64_t kv_user) {
+    struct resident_options opt = { .path = model_path,
+                                    .n_ctx = N_CTX,
+                                    .n_batch = N_BATCH,
+                                    .n_seq = N_SEQ,
+                                    .kv_bytes = kv_bytes,
+                                    .kv_user = kv_user,
+                                    .kv_fmt = QUANT_F32,
+                                    .n_worker = 1 };
+    atomic_bool stop = false;
+    struct resident *r = NULL;
+
+    assert_int_equal(resident_new(&r, &opt, NULL, NULL, &stop, NULL), 0);
+    return r;
+}
+
+/* Jobs that said how much they want have room for it from the beginning; the others, when there is
+ * no more, begin again later, and say the same. */
+static void test_bytes(void **state) {
+    struct resident *all = res;
+    static struct world w;
+    static char alone[N_TEXT];
+
+    open_world(&w, 256);
+    add(&w, prepared(20, 0));
+    run(&w);
+    strcpy(alone, w.text[0]);
+    close_world(&w);
+
+    res = resident_of(2 * kvcache_need(all->kv, 1600), 0);
+    open_world(&w, 256);
+    for (int i = 0; i < 5; i++)
+        add(&w, prepared(20, 1500));
+    for (int r = 0; r == 0;) {
+        r = steps(&w, 1);
+        assert_true(w.stats.n_running <= 2);
+        assert_true(w.stats.kv_room <= kvcache_n_byte(res->kv));
+    }
+    assert_int_equal(w.stats.n_evicted, 0);
+    for (int i = 0; i < 5; i++) {
+        assert_int_equal(w.job[i]->result.n_token, 1500);
+        assert_memory_equal(w.text[i], alone, 1500);
+    }
+    close_world(&w);
+
+    open_world(&w, 256);
+    for (int i = 0; i < 3; i++)
+        add(&w, prepared(20, 0));
+    run(&w);
+    assert_in_range(w.stats.n_evicted, 1, 10);
+    for (int i = 0; i < 3; i++)
+        assert_string_equal(w.text[i], alone);
+    close_world(&w);
+    resident_free(res);
+    res = all;
+}
+
+/* What a user may have of it: more waits, while others go on; what can never be is refused. */
+static void test_user_bytes(void **state) {
+    struct resident *all = res;
+    struct job *j;
+    static struct world w;
+
+    res = resident_of(0, kvcache_need(all->kv, 700));
+    open_world(&w, 256);
+    for (int i = 0; i < 3; i++)
+        add(&w, prepared_for((struct fair_who){ .uid = 1 }, 20, 500));
+    add(&w, prepared_for((struct fair_who){ .uid = 2 }, 20, 500));
+    steps(&w, 50);
+    assert_true(w.job[0]->result.n_token > 0 && w.job[3]->result.n_token > 0);
+    assert_true(w.job[1]->result.n_token == 0 && w.job[2]->result.n_token == 0);
+    run(&w);
+    assert_int_equal(w.job[2]->result.n_token, 500);
+
+    j = raw_for((struct fair_who){ 0 }, 20, 1000);
+    assert_false(job_prepare(j, res));
+    assert_int_equal(j->result.end, JOB_END_MEMORY);
+    assert_int_equal(j->result.have, kvcache_need(res->kv, 700));
+    assert_int_equal(j->result.need, kvcache_need(res->kv, 1020));
+    job_free(j);
+    j = raw_for((struct fair_who){ 0 }, 900, 0);
+    assert_false(job_prepare(j, res));
+    assert_int_equal(j->result.end, JOB_END_MEMORY);
+    job_free(j);
+    j = prepared(20, 0); /* as much as there is */
+    assert_true(kvcache_need(res->kv, 20 + j->n_max) <= res->kv_user);
+    assert_in_range(j->n_max, 680, 680 + KV_BLOCK);
+    job_free(j);
+    close_world(&w);
+    resident_free(res);
+    res = all;
+}
+
 /* ---- the resident model ---- */
 
 struct loading {
@@ -641,6 +743,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_long_prompt),  cmocka_unit_test(test_shares),
         cmocka_unit_test(test_hold),         cmocka_unit_test(test_wait),
         cmocka_unit_test(test_evict),        cmocka_unit_test(test_background),
+        cmocka_unit_test(test_bytes),        cmocka_unit_test(test_user_bytes),
         cmocka_unit_test(test_cancel),       cmocka_unit_test(test_load_stops),
         cmocka_unit_test(test_load_no_room), cmocka_unit_test(test_load_split),
     };
