@@ -78,6 +78,8 @@ static void put_sampling(struct moe_map *p, const struct moe_generate *g) {
         moe_map_uint(p, "max_tokens", g->max_tokens);
     if (g->deadline_ms)
         moe_map_uint(p, "deadline_ms", g->deadline_ms);
+    if (g->priority)
+        moe_map_str(p, "priority", g->priority);
     if (g->temperature >= 0)
         moe_map_float(p, "temperature", g->temperature);
     if (g->top_p >= 0)

@@ -196,11 +196,12 @@ struct moe_generate {
     moe_delta_fn on_delta;       /* NULL: the text comes whole, in the result */
     moe_progress_fn on_progress; /* or NULL */
     void *userdata;              /* of these and of done */
+    const char *priority;        /* "interactive", "default", "background"; NULL: default */
 };
 
 /* clang-format off */
 #define MOE_GENERATE_INIT { sizeof(struct moe_generate), NULL, 0, NULL, NULL, 0, NULL, false, \
-    false, false, 0, 0, -1.0, -1.0, -1.0, -1, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL }
+    false, false, 0, 0, -1.0, -1.0, -1.0, -1, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL }
 /* clang-format on */
 
 /* Start an answer. Return: as moe_call(). */

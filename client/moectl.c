@@ -37,6 +37,7 @@ static const char help[] =
     "                       how tokens are drawn; default: the model's\n"
     "      --stop TEXT      end the answer where TEXT would begin; repeatable\n"
     "      --deadline TIME  end the answer after TIME: 30, 500ms, 2min; also for wait\n"
+    "      --priority WORD  interactive, default or background\n"
     "run:\n"
     "  -f, --file FILE      add a file to the prompt; repeatable\n"
     "      --raw            continue the prompt as it is, without a chat template\n"
@@ -102,6 +103,7 @@ enum opt_id {
     OPT_SEED,
     OPT_STOP,
     OPT_DEADLINE,
+    OPT_PRIORITY,
     OPT_RAW,
     OPT_LOGPROBS,
     OPT_NO_STREAM,
@@ -131,6 +133,7 @@ static const struct option options[] = {
     { "seed",        required_argument, NULL, OPT_SEED },
     { "stop",        required_argument, NULL, OPT_STOP },
     { "deadline",    required_argument, NULL, OPT_DEADLINE },
+    { "priority",    required_argument, NULL, OPT_PRIORITY },
     { "raw",         no_argument,       NULL, OPT_RAW },
     { "logprobs",    required_argument, NULL, OPT_LOGPROBS },
     { "no-stream",   no_argument,       NULL, OPT_NO_STREAM },
@@ -159,6 +162,7 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_SEED,        V_ANSWER },
     { OPT_STOP,        V_ANSWER },
     { OPT_DEADLINE,    V_ANSWER | V_WAIT },
+    { OPT_PRIORITY,    V_ANSWER },
     { OPT_RAW,         V_RUN },
     { OPT_LOGPROBS,    V_RUN },
     { OPT_NO_STREAM,   V_RUN },
@@ -434,6 +438,9 @@ static int set_sampling(struct ctl *c, int opt, const char *arg) {
         r = parse_time("deadline", arg, &c->deadline_usec);
         g->deadline_ms = c->deadline_usec / 1000;
         return r;
+    case OPT_PRIORITY:
+        g->priority = arg; /* the service knows the words */
+        return 0;
     case OPT_STOP:
         return add_to("stop", c->stop, &c->n_stop, 16, arg);
     default:

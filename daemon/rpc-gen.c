@@ -384,6 +384,25 @@ static int get_limits(const msgpack_object *params, struct input *in, struct gen
     return err_up(r);
 }
 
+static int get_priority(const msgpack_object *params, struct input *in, struct why *why) {
+    static const struct {
+        const char *name;
+        enum fair_class class;
+    } table[] = { { "default", FAIR_DEFAULT },
+                  { "interactive", FAIR_INTERACTIVE },
+                  { "background", FAIR_BACKGROUND } };
+    size_t n;
+    const char *s = rpc_get_str(params, "priority", &n);
+
+    for (size_t i = 0; s && i < sizeof table / sizeof table[0]; i++)
+        if (strlen(table[i].name) == n && memcmp(table[i].name, s, n) == 0) {
+            in->req.who.class = table[i].class;
+            return 0;
+        }
+    return s ? why_set(why, RPC_INVALID_ARGS, "priority: not interactive, default or background")
+             : 0;
+}
+
 static int get_input(struct rpc_call *c, struct input *in, struct gen *g) {
     const msgpack_object *params = c->params;
     struct why *why = &c->reply->why;
@@ -400,6 +419,8 @@ static int get_input(struct rpc_call *c, struct input *in, struct gen *g) {
     in->req.sample.bias = in->bias;
     if (!r)
         r = get_limits(params, in, g, why);
+    if (!r)
+        r = get_priority(params, in, why);
 
     return err_up(r);
 }

@@ -248,7 +248,7 @@ int rpc_model_load(struct rpc_call *c) {
     if (r)
         return err_up(r);
 
-    r = models_load(m, id, c->session->uid, &load, &c->reply->why);
+    r = models_load(m, id, c->session->peer.uid, &load, &c->reply->why);
     switch (r) {
     case 0:
         msgpack_pack_map(&c->reply->result_pk, 2);
@@ -406,7 +406,7 @@ int rpc_job_cancel(struct rpc_call *c) {
     r = find_load(c, &load);
     if (r)
         return err_up(r);
-    if (load->uid != c->session->uid && (r = want_admin(c)))
+    if (load->uid != c->session->peer.uid && (r = want_admin(c)))
         return err_up(r);
 
     cancelled = models_load_cancel(c->server->models, load);

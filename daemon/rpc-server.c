@@ -28,7 +28,7 @@ static void log_hello(const struct rpc_call *c) {
     for (size_t i = 0; i < n && i < NAME_SHOWN; i++)
         name[i] = (unsigned char)s[i] < ' ' ? '?' : s[i];
     log_info("session", "session %ju: user %u, process %d: %s", (uintmax_t)c->session->id,
-             (unsigned)c->session->uid, (int)c->session->pid, name);
+             (unsigned)c->session->peer.uid, (int)c->session->peer.pid, name);
 }
 
 int rpc_client_hello(struct rpc_call *c) {

@@ -27,7 +27,7 @@ const struct rpc_method rpc_methods[] = {
       "messages:a? prompt:s? tokens:a? special:b? model:s? thinking:b? max_tokens:u? "
       "temperature:f? top_p:f? min_p:f? top_k:u? repeat_last_n:u? repeat_penalty:f? "
       "frequency_penalty:f? presence_penalty:f? logit_bias:m? seed:u? stop:a? logprobs:u? "
-      "stream:b? echo:b? deadline_ms:u?",
+      "stream:b? echo:b? deadline_ms:u? priority:s?",
       "{text: str?, thought: str?, stop_reason: str, stop: str?, usage: map, timings: map, "
       "seed: uint, model: str, logprobs: array?}",
       MODEL_ERRORS " ContextOverflow InsufficientMemory TooLarge Cancelled Timeout",

@@ -17,25 +17,25 @@ static uint32_t n_session_of(const struct server *s, uid_t uid) {
     uint32_t n = 0;
 
     for (at = LIST_FIRST(&s->sessions); at; at = LIST_NEXT(at, link))
-        n += at->uid == uid;
+        n += at->peer.uid == uid;
 
     return n;
 }
 
 int server_adopt(struct server *s, int fd) {
-    struct ucred peer = { .uid = (uid_t)-1 };
-    socklen_t n_peer = sizeof peer;
     AUTO(close) int own = fd;
     struct session *session;
+    struct peer peer;
     uint32_t n;
     int r;
 
-    if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &n_peer) < 0)
-        return err_new(-errno);
+    r = peer_get(&peer, fd);
+    if (r)
+        return err_up(r);
     if (evutil_make_socket_nonblocking(fd) < 0)
         return err_new(-errno);
     n = n_session_of(s, peer.uid);
-    r = session_new(&session, s, fd, peer.uid, peer.pid);
+    r = session_new(&session, s, fd, &peer);
     if (r)
         return err_up(r);
 
@@ -43,8 +43,9 @@ int server_adopt(struct server *s, int fd) {
     LIST_INSERT_HEAD(&s->sessions, session, link);
     session->id = ++s->next_session;
     s->n_session++;
-    log_debug("server", "session %ju: user %u, process %d", (uintmax_t)session->id,
-              (unsigned)peer.uid, (int)peer.pid);
+    log_debug("server", "session %ju: user %u, process %d, %s%s", (uintmax_t)session->id,
+              (unsigned)peer.uid, (int)peer.pid, peer.unit[0] ? peer.unit : "no unit",
+              peer.background ? ", background" : "");
     if (s->stopping)
         session_refuse(session, RPC_SHUTTING_DOWN, "the service is stopping");
     else if (n >= s->config->user_connections)

@@ -15,7 +15,7 @@ static void on_closed(void *arg);
 static const struct conn_ops session_conn_ops = { on_frame, on_bad, on_sent, on_closed };
 
 bool session_is_admin(const struct session *s) {
-    return s->uid == 0 || s->uid == geteuid();
+    return s->peer.uid == 0 || s->peer.uid == geteuid();
 }
 
 void session_send(struct session *s, const msgpack_sbuffer *frames) {
@@ -31,7 +31,7 @@ void session_refuse(struct session *s, int code, const char *message) {
     msgpack_sbuffer buf;
     msgpack_packer p;
 
-    log_info("session", "session %ju: user %u: closed: %s", (uintmax_t)s->id, (unsigned)s->uid,
+    log_info("session", "session %ju: user %u: closed: %s", (uintmax_t)s->id, (unsigned)s->peer.uid,
              message);
     msgpack_sbuffer_init(&buf);
     msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
@@ -177,7 +177,8 @@ struct session *session_free(struct session *s) {
     return NULL;
 }
 
-int session_new(struct session **ret_session, struct server *server, int fd, uid_t uid, pid_t pid) {
+int session_new(struct session **ret_session, struct server *server, int fd,
+                const struct peer *peer) {
     AUTO(session_free) struct session *s = calloc(1, sizeof *s);
     int r;
 
@@ -185,8 +186,7 @@ int session_new(struct session **ret_session, struct server *server, int fd, uid
         return err_new(-ENOMEM);
 
     s->server = server;
-    s->uid = uid;
-    s->pid = pid;
+    s->peer = *peer;
     LIST_INIT(&s->calls);
     r = conn_new(&s->conn, server->base, fd, &session_conn_ops, s);
     if (r)

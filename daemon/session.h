@@ -17,6 +17,7 @@
 #include <sys/types.h>
 
 #include "daemon/conn.h"
+#include "daemon/peer.h"
 #include "daemon/rpc.h"
 
 struct session;
@@ -45,14 +46,14 @@ struct session {
     struct server *server;
     struct conn *conn;
     uint64_t id; /* "channel" of server.info, and the number in the log */
-    uid_t uid;
-    pid_t pid;
+    struct peer peer;
     LIST_HEAD(, session_call) calls;
     uint32_t n_call;
 };
 
 /* Takes @fd on success. The session frees itself when the client goes. */
-int session_new(struct session **ret_session, struct server *server, int fd, uid_t uid, pid_t pid);
+int session_new(struct session **ret_session, struct server *server, int fd,
+                const struct peer *peer);
 struct session *session_free(struct session *s);
 AUTO_DEFINE(struct session *, session_free)
 

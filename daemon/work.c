@@ -48,15 +48,25 @@ static void pack_busy(struct rpc_reply *reply, uint64_t retry_usec, uint32_t pos
     rpc_pack_uint(&reply->data_pk, "position", position);
 }
 
+/* Who it is for; what a background slice asks for is background. */
+static void fill_who(struct fair_who *who, const struct peer *peer) {
+    *who = (struct fair_who){ .class = peer->background ? FAIR_BACKGROUND : who->class,
+                              .uid = peer->uid,
+                              .uid_weight = peer->uid_weight,
+                              .app = peer->app,
+                              .app_weight = peer->unit_weight };
+}
+
 int work_submit(struct work *w, struct rpc_call *c, const char *model, struct engine_request *req) {
     struct models *m = c->server->models;
     struct engine_queue queue = { 0 };
     struct why *why = &c->reply->why;
     int r;
 
+    fill_who(&req->who, &c->session->peer);
     w->models = m;
     w->job.event = on_event;
-    r = models_submit(m, model, c->session->uid, req, &w->job, &queue, why);
+    r = models_submit(m, model, c->session->peer.uid, req, &w->job, &queue, why);
     switch (r) {
     case 0:
         session_owe(c->session, &w->call, c->msgid, &work_call_ops);

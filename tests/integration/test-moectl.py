@@ -166,12 +166,12 @@ class Run(Case):
         run = self.moectl("--json=short", "run", "--system", "be brief", "--thinking", "--max-tokens=9",
                           "--temperature", "0.5", "--top-k", "4", "--top-p", "0.9", "--min-p", "0",
                           "--seed", "18446744073709551615", "--stop", "A", "--stop", "B", "--deadline",
-                          "2min", "--logprobs", "0", "--model", "other", "hi")
+                          "2min", "--priority=background", "--logprobs", "0", "--model", "other", "hi")
         self.check(run, 0)
         self.assertEqual(self.service.params(), {
             "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}],
             "thinking": True, "max_tokens": 9, "temperature": 0.5, "top_k": 4, "top_p": 0.9, "min_p": 0.0,
-            "seed": 2**64 - 1, "stop": ["A", "B"], "deadline_ms": 120000, "logprobs": 0, "model": "other"})
+            "seed": 2**64 - 1, "stop": ["A", "B"], "deadline_ms": 120000, "priority": "background", "logprobs": 0, "model": "other"})
 
     def test_raw(self):
         self.serve(answers("x"))

@@ -218,6 +218,149 @@ class Serve(unittest.TestCase):
         self.assertEqual(said.returncode, 0, said.stderr)
 
 
+class Together(unittest.TestCase):
+    """Many at once, on one machine."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.moed = Moed(config="queue = 8\nsequences = 4\nbatch = 32\nuser-jobs = 6\nuser-kv-bytes = 64M\n")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.moed.__exit__(None)
+
+    def setUp(self):
+        self.c = self.moed.client()
+        self.addCleanup(self.c.close)
+        self.before = self.state()
+        self.addCleanup(lambda: until(lambda: self.state() == self.before, "something is left behind", 5))
+
+    def state(self):
+        status = self.c.call("server.status")
+        return status["queue"]["running"], status["queue"]["waiting"], status["connections"]
+
+    def test_two_streams(self):
+        """Both go on at the same time, and each says what it says alone."""
+        ask = [{**LONG, "prompt": p, "max_tokens": 300, "seed": 4, "temperature": t} for p, t in (("one", 0), ("two", 1))]
+        alone = []
+        for a in ask:
+            self.c.call("generate", **a)
+            alone.append(self.c.text())
+        with self.moed.client() as other:
+            first = self.c.send("generate", **ask[0])
+            self.c.wait_note("generate.delta")
+            second = other.send("generate", **ask[1])
+            other.wait_note("generate.delta")
+            self.assertEqual(self.moed_running(), 2)
+            self.c.wait(first)
+            other.wait(second)
+        for a, said in zip(ask, alone):
+            self.c.call("generate", **a)
+            self.assertEqual(self.c.text(), said)
+
+    def moed_running(self):
+        with self.moed.client() as c:
+            return c.call("server.status")["queue"]["running"]
+
+    def test_long_prompt_does_not_freeze(self):
+        """While another client's prompt goes in, a stream has a token in every few steps."""
+        with self.moed.client() as other:
+            stream = self.c.send("generate", **LONG)
+            self.c.wait_note("generate.delta")
+            self.c.notes.clear()
+            prompt = other.send("generate", prompt="word " * 900, max_tokens=1)
+            usage = other.wait(prompt)["usage"]
+            self.assertGreater(usage["prompt"], 900)
+            n = 0
+            self.c.sock.settimeout(0.2)
+            try:
+                while n < 10:  # what came meanwhile
+                    self.c.wait_note("generate.delta")
+                    n += 1
+            finally:
+                self.c.sock.settimeout(60)
+            self.c.notify("generate.cancel", id=stream)
+            with self.assertRaisesRegex(RpcError, "Cancelled"):
+                self.c.wait(stream)
+
+    def test_stalled_reader(self):
+        """Somebody who does not read is paused alone, and may lose its place to who waits."""
+        slow = [self.moed.client() for _ in range(4)]  # all the places
+        for s in slow:
+            s.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            s.send("generate", logprobs=20, **LONG)
+        until(lambda: self.moed_running() == 4, "do not run")
+        made, since = -1, time.monotonic()
+        while time.monotonic() - since < 0.5:  # until all of them stand still
+            now = self.c.call("server.status")["tokens"]["generated"]
+            if now != made:
+                made, since = now, time.monotonic()
+            time.sleep(0.02)
+        self.assertEqual(self.c.call("generate", max_tokens=50, **LONG)["usage"]["generated"], 50)
+        for s in slow:
+            s.close()
+
+    def test_limits_of_a_user(self):
+        clients = [self.moed.client() for _ in range(2)]
+        for c in clients:
+            for _ in range(3):
+                c.send("generate", **LONG)
+        until(lambda: self.moed_running() == 4, "do not run")
+        start = time.monotonic()
+        with self.assertRaises(RpcError) as busy:
+            self.c.call("generate", prompt="x")
+        self.assertLess(time.monotonic() - start, 0.5)
+        self.assertEqual(busy.exception.name, "Busy")
+        self.assertEqual(busy.exception.data["position"], 6)
+        self.assertGreater(busy.exception.data["retry_after_ms"], 0)
+        for c in clients:
+            c.close()
+
+    def test_priority(self):
+        for word in "interactive", "default", "background":
+            self.assertEqual(self.c.call("generate", prompt="x", max_tokens=3, priority=word, logit_bias=LONG["logit_bias"])["usage"]["generated"], 3)
+        with self.assertRaisesRegex(RpcError, "InvalidArgs: priority"):
+            self.c.call("generate", prompt="x", priority="urgent")
+
+    def test_background_gives_way(self):
+        """It goes on while it is alone, and hardly beside others."""
+        with self.moed.client() as other:
+            back = other.send("generate", priority="background", **LONG)
+            other.wait_note("generate.delta")
+            before = self.c.call("server.status")["tokens"]["generated"]
+            self.c.call("generate", max_tokens=400, **{**LONG, "stream": False})
+            self.assertLess(self.c.call("server.status")["tokens"]["generated"] - before, 600)
+            other.notify("generate.cancel", id=back)
+            with self.assertRaisesRegex(RpcError, "Cancelled"):
+                other.wait(back)
+
+    def test_hangup_everywhere(self):
+        """Clients go while they wait, while their prompt goes in, and in the middle of the answer."""
+        for round in range(3):
+            clients = [self.moed.client() for _ in range(6)]
+            for i, c in enumerate(clients):
+                c.send("generate", **{**LONG, "prompt": "word " * (1 + 200 * i)})
+            if round == 1:
+                clients[0].wait_note("generate.delta")
+            if round == 2:
+                until(lambda: self.moed_running() == 4, "do not run")
+            for c in clients:
+                c.close()
+            until(lambda: self.state() == self.before, "something is left behind", 5)
+
+
+class Small(unittest.TestCase):
+    def test_memory_of_a_user(self):
+        """What can never be is refused, with the figures; what can be is served."""
+        with Moed(config="user-kv-bytes = 256K\n") as moed, moed.client() as c:
+            with self.assertRaises(RpcError) as e:
+                c.call("generate", prompt="word " * 900, max_tokens=900)
+            self.assertEqual(e.exception.name, "InsufficientMemory")
+            self.assertGreater(e.exception.data["need"], e.exception.data["have"])
+            self.assertLessEqual(e.exception.data["have"], 256 << 10)
+            self.assertEqual(c.call("server.status")["tokens"]["prompt"], 0)
+
+
 class Kill(unittest.TestCase):
     def test_killed_client(self):
         """A client that dies, rather than closes, is noticed as well."""

@@ -540,6 +540,7 @@ static void check_generate_params(const struct wire_frame *w) {
     assert_int_equal(wire_get(w->params, "top_k")->via.u64, 0);
     assert_int_equal(wire_get(w->params, "max_tokens")->via.u64, 30);
     assert_true(wire_get(w->params, "thinking")->via.boolean);
+    assert_memory_equal(wire_get(w->params, "priority")->via.str.ptr, "background", 10);
     assert_true(wire_get(w->params, "stream")->via.boolean);
     assert_int_equal(wire_get(w->params, "logit_bias")->via.map.size, 1);
     assert_null(wire_get(w->params, "top_p"));
@@ -571,6 +572,7 @@ static void test_generate_wait(void **state) {
     g.top_k = 0;
     g.max_tokens = 30;
     g.thinking = true;
+    g.priority = "background";
     g.more = more;
     g.on_delta = on_delta;
     g.on_progress = on_progress;
