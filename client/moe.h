@@ -182,7 +182,7 @@ struct moe_generate {
     const char *prompt;     /* raw: continued as it is */
     const uint32_t *tokens; /* [n_tokens], raw */
     size_t n_tokens;
-    const char *model;                /* NULL: the service's choice */
+    const char *model, *priority;     /* NULL: the service's choice; "default" */
     bool special;                     /* texts of special tokens in @prompt become those tokens */
     bool thinking, echo;              /* echo: with on_delta, the result repeats the text */
     uint64_t max_tokens, deadline_ms; /* 0: what the context holds; none */
@@ -196,12 +196,11 @@ struct moe_generate {
     moe_delta_fn on_delta;       /* NULL: the text comes whole, in the result */
     moe_progress_fn on_progress; /* or NULL */
     void *userdata;              /* of these and of done */
-    const char *priority;        /* "interactive", "default", "background"; NULL: default */
 };
 
 /* clang-format off */
-#define MOE_GENERATE_INIT { sizeof(struct moe_generate), NULL, 0, NULL, NULL, 0, NULL, false, \
-    false, false, 0, 0, -1.0, -1.0, -1.0, -1, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL, NULL }
+#define MOE_GENERATE_INIT { sizeof(struct moe_generate), NULL, 0, NULL, NULL, 0, NULL, NULL, \
+    false, false, false, 0, 0, -1.0, -1.0, -1.0, -1, -1, NULL, NULL, 0, NULL, NULL, NULL, NULL }
 /* clang-format on */
 
 /* Start an answer. Return: as moe_call(). */

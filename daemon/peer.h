@@ -5,12 +5,12 @@
  * peer - who is at the other end of a connection: user and process, and the unit it runs in
  *
  * The kernel tells user and process of whoever connected; the process's cgroup tells the unit, its
- * weight, and whether it is background work. A user may arrange what is below its own slice, hence
+ * weight, and whether it is background work. A user may arrange what is below its own slice; so
  * the user's weight is that of the outermost "user-UID.slice", or of the system's unit it runs in.
  * Who can not be told apart has no unit and no weights, and is served all the same.
  *
- * Source: cgroups(7), systemd's CGROUP_DELEGATION; cpu.shares of cgroup v1 are 1024 where cpu.weight
- *         is 100.
+ * Source: cgroups(7), systemd's CGROUP_DELEGATION; cpu.shares of cgroup v1 are 1024 where
+ *         cpu.weight is 100.
  */
 
 #include <stdbool.h>

@@ -95,14 +95,12 @@ const struct sample_params *engine_defaults(const struct engine *e);
 
 /* ---- jobs ---- */
 
-enum engine_kind {
-    ENGINE_GENERATE,
-    ENGINE_TOKENIZE,   /* text -> tokens */
-    ENGINE_DETOKENIZE, /* tokens -> text */
-    ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
+enum engine_kind { /* others than GENERATE wait for none, and have a queue of their own */
+                   ENGINE_GENERATE,
+                   ENGINE_TOKENIZE,   /* text -> tokens */
+                   ENGINE_DETOKENIZE, /* tokens -> text */
+                   ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
 };
-
-/* Generations wait for each other, other kinds only for the load: they have a queue of their own. */
 
 /* One job. engine_submit() copies what it keeps; everything here is borrowed for the call. */
 struct engine_request {

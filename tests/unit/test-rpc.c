@@ -377,7 +377,7 @@ static void test_generate_ends(void **state) {
 static void test_generate_refused(void **state) {
     ready();
     fake.submit = ENGINE_BUSY;
-    has_error(rig_call(client, 1, "generate", "{'prompt': 'x'}"), "Busy", "4 requests");
+    has_error(rig_call(client, 1, "generate", "{'prompt': 'x'}"), "Busy", "the fake says no");
     has(client->text, "\"data\"=>{\"retry_after_ms\"=>2500, \"position\"=>4}");
     fake.submit = ENGINE_TOO_LARGE;
     has_error(rig_call(client, 2, "generate", "{'prompt': 'x'}"), "TooLarge", "the fake says");
