@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "engine/kern/kern.h"
+#include "engine/kern/pack.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
@@ -573,5 +574,6 @@ void kern_use_neon(struct kern *k) {
     k->to_f16 = to_f16;
     k->rmsnorm = rmsnorm;
     k->rope = rope;
+    kern_pack_neon(k);
     k->peak = peak;
 }

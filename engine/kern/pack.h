@@ -16,10 +16,11 @@
 #include "engine/kern/kern.h"
 
 /* A format's loop is one function with everything in it. Sanitizers' checks make that so large that
- * clang 14 works on it for minutes, so under them the pieces stay functions. */
+ * clang 14 works on it for minutes, so under them the pieces stay functions, and loops loops. */
 #ifdef __has_feature
 #if __has_feature(address_sanitizer)
 #define PACK_INLINE static inline
+#pragma clang diagnostic ignored "-Wpass-failed"
 #endif
 #endif
 #ifndef PACK_INLINE
@@ -37,3 +38,4 @@ void kern_pack_decode(enum quant_fmt fmt, uint32_t n_row, const void *group, uin
 /* What a tier binds of struct kern.pack, from the second file of its library. */
 void kern_pack_avx2(struct kern *k);
 void kern_pack_avx512vnni(struct kern *k);
+void kern_pack_neon(struct kern *k);

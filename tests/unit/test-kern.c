@@ -809,6 +809,8 @@ static void test_bind(void **state) {
             assert_non_null(tables[t].mul[i]);
             assert_non_null(tables[t].mul_exact[i]);
             assert_non_null(tables[t].decode[i]);
+            if (t && i >= QUANT_Q4_0 && i != QUANT_Q2_K && i != QUANT_Q3_K)
+                assert_true(tables[t].pack[i].n_row > 0);
         }
 }
 
