@@ -576,4 +576,5 @@ void kern_use_neon(struct kern *k) {
     k->rope = rope;
     kern_pack_neon(k);
     k->peak = peak;
+    kern_attn_neon(k);
 }

@@ -82,3 +82,4 @@ typedef void kern_weigh_fn(float *score, uint32_t lo, uint32_t hi, struct kern_m
 void kern_attn_generic(struct kern *k);
 void kern_attn_avx2(struct kern *k);
 void kern_attn_avx512vnni(struct kern *k);
+void kern_attn_neon(struct kern *k);

@@ -8,8 +8,8 @@ cc=$(command -v aarch64-linux-gnu-gcc) || { echo "no aarch64-linux-gnu-gcc"; exi
 cd "$1"
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
-for file in engine/kern/arm_neon.c engine/kern/arm_neon-pack.c engine/kern/cpu.c \
-    engine/kern/generic.c engine/kern/generic-attn.c engine/kern/kern.c engine/kern/pack.c \
+for file in engine/kern/arm_neon.c engine/kern/arm_neon-attn.c engine/kern/arm_neon-pack.c \
+    engine/kern/cpu.c engine/kern/generic.c engine/kern/generic-attn.c engine/kern/kern.c engine/kern/pack.c \
     engine/fmt/quant.c engine/fmt/quant-fit.c engine/fmt/quant-k.c; do
     "$cc" -c -std=gnu17 -march=armv8.2-a+dotprod -O1 -Wall -Wextra -Werror -Wconversion -Wshadow \
         -Wstrict-prototypes -Wmissing-prototypes -Wvla -Wundef -Wno-unused-parameter \
