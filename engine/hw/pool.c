@@ -321,3 +321,20 @@ void pool_limit(struct pool *p, uint32_t n) {
     assert(n >= 1);
     p->limit = n < p->n_worker ? n : p->n_worker;
 }
+
+enum { SLEEPS = 2 }; /* value of a word that is waited for by a sleeper */
+
+void pool_await(const struct pool *p, atomic_uint *word) {
+    unsigned seen = 0;
+
+    if (spin(word, POOL_DONE, false, p->spin_nsec))
+        return;
+    (void)atomic_compare_exchange_strong(word, &seen, SLEEPS);
+    while (atomic_load(word) != POOL_DONE)
+        futex_wait(word, SLEEPS);
+}
+
+void pool_post(atomic_uint *word) {
+    if (atomic_exchange(word, POOL_DONE) == SLEEPS)
+        futex_wake(word);
+}

@@ -11,6 +11,7 @@
  * Memory:  fixed at pool_new().
  */
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "engine/base/auto.h"
@@ -58,6 +59,12 @@ void pool_share(struct pool *p, pool_fn *fn, void *arg);
 
 /* From now on only the first @n workers take part in pool_share(), 1 <= n; the others sleep. */
 void pool_limit(struct pool *p, uint32_t n);
+
+/* Inside a phase: wait until *@word is POOL_DONE, as for a phase. Another worker that is running
+ * posts it. At first it is 0; from then on only these two touch it. */
+enum { POOL_DONE = 1 };
+void pool_await(const struct pool *p, atomic_uint *word);
+void pool_post(atomic_uint *word);
 
 /* [begin, end) of @n items for one worker, in multiples of @step: a static, even split. */
 static inline void pool_slice(uint32_t n, uint32_t step, uint32_t worker, uint32_t n_worker,

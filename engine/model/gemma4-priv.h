@@ -46,9 +46,7 @@ enum gemma4_phase {
     GEMMA4_ATTN,
     GEMMA4_ATTN_OUT,
     GEMMA4_DENSE_UP,   /* and router */
-    GEMMA4_DENSE_DOWN, /* and experts' gate and up */
-    GEMMA4_EXPERT_DOWN,
-    GEMMA4_COMBINE,
+    GEMMA4_DENSE_DOWN, /* and experts */
     GEMMA4_HEAD,
     GEMMA4_PHASE_N,
 };
@@ -72,17 +70,16 @@ struct gemma4 {
     uint32_t n_row;
     const struct gemma4_layer *l; /* the layer being computed */
     uint32_t i_layer;
-    uint32_t *out_row;            /* [n_out] rows with .out */
-    float *x;                     /* [n_batch][d] residual stream */
-    float *angle, *angle_sliding; /* [n_batch][head_dim / 2][2] */
-    float *q, *k, *v;             /* [n_batch][n_head * head_dim], k and v [n_kv_head * head_dim] */
-    float *y, *moe;               /* [n_batch][d] what a branch adds */
-    float *up;                    /* [n_batch][n_ff rounded up] */
-    float *route, *prob;          /* [n_batch][n_expert] logits, and for the trace probabilities */
-    float *exp_up, *exp_y;        /* [n_slot][n_ff_exp rounded up], [n_slot][d] */
-    uint32_t *exp_id;             /* [n_batch][n_expert_used] */
-    float *exp_weight;            /* [n_batch][n_expert_used] */
-    struct ops_act in;            /* rows of d: norms of x */
+    const struct gemma4_layer *open; /* whose branches have not joined the stream yet, or NULL */
+    uint32_t *out_row;               /* [n_out] rows with .out */
+    float *x;                        /* [n_batch][d] residual stream */
+    float *angle, *angle_sliding;    /* [n_batch][head_dim / 2][2] */
+    float *q, *k, *v;    /* [n_batch][n_head * head_dim], k and v [n_kv_head * head_dim] */
+    float *y, *moe;      /* [n_batch][d] what a branch adds; of experts the sum */
+    float *route, *prob; /* [n_batch][n_expert] logits, and for the trace probabilities */
+    uint32_t *exp_id;    /* [n_batch][n_expert_used] */
+    float *exp_weight;   /* [n_batch][n_expert_used] */
+    struct ops_act in;   /* rows of d: norms of x */
     struct ops_act route_in, moe_in;
     struct ops_act attn; /* rows of n_head * head_dim */
     struct attn at;

@@ -29,14 +29,10 @@ static struct ops_task product(const struct ops_mat *w, struct kern_rows x, floa
 
 /* y = gelu(gate x) * (up x), into the rows of @act */
 static struct ops_task product_glu(const struct ops_mat *gate, const struct ops_mat *up,
-                                   struct kern_rows x, struct ops_act *act, uint32_t first,
-                                   float *up_y) {
-    return (struct ops_task){ .w = *gate,
-                              .w2 = *up,
-                              .x = x,
-                              .y = ops_act_row(act, first),
-                              .y2 = up_y + first * act->f_stride,
-                              .y_stride = act->f_stride };
+                                   struct kern_rows x, struct ops_act *act, uint32_t first) {
+    return (struct ops_task){
+        .w = *gate, .w2 = *up, .x = x, .y = ops_act_row(act, first), .y_stride = act->f_stride
+    };
 }
 
 static void enter(struct gemma4 *g, enum gemma4_phase phase) {
@@ -84,15 +80,44 @@ static void norm_into(const struct gemma4 *g, const float *w, const struct ops_a
     ops_act_done(&g->ops, to, row);
 }
 
-static void attn_in(void *arg, uint32_t r, uint32_t worker) {
-    const struct gemma4 *g = arg;
-
-    norm_into(g, g->l->attn_norm, &g->in, r, g->x + (size_t)r * g->conf.n_embd);
-}
-
 static void add(float *x, const float *y, uint32_t n) {
     for (uint32_t i = 0; i < n; i++)
         x[i] += y[i];
+}
+
+/* The branches of layer g->open, if any, join the stream. */
+static void join(const struct gemma4 *g, uint32_t r) {
+    const struct kern *k = g->ops.kern;
+    const struct gemma4_layer *l = g->open;
+    uint32_t d = g->conf.n_embd;
+    float *x = g->x + (size_t)r * d, *y = g->y + (size_t)r * d;
+    float eps = g->conf.eps;
+
+    if (!l)
+        return;
+    if (g->conf.n_expert > 0) {
+        float *moe = g->moe + (size_t)r * d;
+
+        k->rmsnorm(y, l->dense_post_norm, eps, y, d);
+        k->rmsnorm(moe, l->moe_post_norm, eps, moe, d);
+        add(y, moe, d);
+    }
+    k->rmsnorm(y, l->ffn_post_norm, eps, y, d);
+    add(x, y, d);
+    if (l->scale)
+        for (uint32_t i = 0; i < d; i++)
+            x[i] *= *l->scale;
+}
+
+static void layer_out(void *arg, uint32_t r, uint32_t worker) {
+    join(arg, r);
+}
+
+static void attn_in(void *arg, uint32_t r, uint32_t worker) {
+    const struct gemma4 *g = arg;
+
+    join(g, r);
+    norm_into(g, g->l->attn_norm, &g->in, r, g->x + (size_t)r * g->conf.n_embd);
 }
 
 /* Attention's output joins the stream; the stream is normed for all branches that follow. */
@@ -112,167 +137,164 @@ static void attn_out(void *arg, uint32_t r, uint32_t worker) {
 
 static void dense_mid(void *arg, uint32_t r, uint32_t worker) {
     const struct gemma4 *g = arg;
-    const struct gemma4_conf *c = &g->conf;
 
     ops_act_done(&g->ops, &g->dense, r);
-    if (c->n_expert > 0)
-        router_top(g->route + (size_t)r * c->n_expert, c->n_expert, c->n_expert_used,
-                   g->l->exp_scale, g->exp_id + (size_t)r * c->n_expert_used,
-                   g->exp_weight + (size_t)r * c->n_expert_used);
 }
 
-static void slot_gather(void *arg, uint32_t slot, uint32_t worker) {
+static void route(void *arg, uint32_t r, uint32_t worker) {
     const struct gemma4 *g = arg;
+    uint32_t n = g->conf.n_expert, k = g->conf.n_expert_used;
 
-    ops_act_copy(&g->slot_in, slot, &g->moe_in, g->group.row[slot]);
+    router_top(g->route + (size_t)r * n, n, k, g->l->exp_scale, g->exp_id + (size_t)r * k,
+               g->exp_weight + (size_t)r * k);
 }
 
-static void slot_mid(void *arg, uint32_t slot, uint32_t worker) {
+/* The rows of the i-th expert in use, one after the other; those that lie so already stay. */
+static void expert_gather(void *arg, uint32_t i, uint32_t worker) {
     const struct gemma4 *g = arg;
+    const struct group_expert *e = &g->group.expert[i];
 
-    ops_act_done(&g->ops, &g->slot, slot);
+    if (group_together(&g->group, e))
+        return;
+    for (uint32_t slot = e->first; slot < e->first + e->n; slot++)
+        ops_act_copy(&g->slot_in, slot, &g->moe_in, g->group.row[slot]);
 }
 
-/* The branches join the stream. A row's experts are added in the order the router gave them. */
-static void ffn_out(void *arg, uint32_t r, uint32_t worker) {
+static void expert_mid(void *arg, uint32_t i, uint32_t worker) {
     const struct gemma4 *g = arg;
-    const struct kern *k = g->ops.kern;
-    const struct gemma4_layer *l = g->l;
-    uint32_t d = g->conf.n_embd, n = g->conf.n_expert_used;
-    float *x = g->x + (size_t)r * d, *y = g->y + (size_t)r * d;
-    float eps = g->conf.eps;
+    const struct group_expert *e = &g->group.expert[i];
 
-    if (g->conf.n_expert > 0) {
-        float *moe = g->moe + (size_t)r * d;
+    for (uint32_t slot = e->first; slot < e->first + e->n; slot++)
+        ops_act_done(&g->ops, &g->slot, slot);
+}
 
-        memset(moe, 0, d * sizeof *moe);
-        for (uint32_t i = 0; i < n; i++)
-            k->axpy[QUANT_F32](g->exp_weight[r * n + i],
-                               g->exp_y + (size_t)g->group.slot[r * n + i] * d, moe, d);
-        k->rmsnorm(y, l->dense_post_norm, eps, y, d);
-        k->rmsnorm(moe, l->moe_post_norm, eps, moe, d);
-        add(y, moe, d);
-    }
-    k->rmsnorm(y, l->ffn_post_norm, eps, y, d);
-    add(x, y, d);
-    if (l->scale)
-        for (uint32_t i = 0; i < d; i++)
-            x[i] *= *l->scale;
+/* Every phase begins with what its rows still need: an item waits only for the part it reads. */
+static struct ops_task rows(struct gemma4 *g, ops_item_fn *fn, size_t cost) {
+    return (struct ops_task){ .fn = fn, .arg = g, .n_item = g->n_row, .cost = cost };
 }
 
 static void attention(struct gemma4 *g) {
     const struct gemma4_layer *l = g->l;
     const struct gemma4_layer_conf *c = l->conf;
-    struct ops *ops = &g->ops;
     uint32_t n = g->n_row, d = g->conf.n_embd, n_kv = c->n_kv_head * c->head_dim;
     uint32_t n_q = c->n_head * c->head_dim, n_task = 0;
+    struct ops_task *t = g->task;
 
     enter(g, GEMMA4_QKV);
     ops_act_shape(&g->in, d, OPS_F32 | l->form_in);
     ops_act_shape(&g->attn, n_q, OPS_F32 | l->form_o);
-    ops_each(ops, n, d * sizeof(float) * 4, attn_in, g);
 
     struct kern_rows in = ops_act_rows(&g->in, 0, n);
 
-    g->task[n_task++] = product(&l->q, in, g->q, n_q);
-    g->task[n_task++] = product(&l->k, in, g->k, n_kv);
+    t[n_task++] = rows(g, attn_in, d * sizeof(float) * 12);
+    t[n_task++] = product(&l->q, in, g->q, n_q);
+    t[n_task++] = product(&l->k, in, g->k, n_kv);
     if (l->v.data)
-        g->task[n_task++] = product(&l->v, in, g->v, n_kv);
-    ops_mul(ops, g->task, n_task);
+        t[n_task++] = product(&l->v, in, g->v, n_kv);
+    for (uint32_t i = 1; i < n_task; i++)
+        t[i].need = &t[0];
+    ops_run(&g->ops, t, n_task);
+    g->open = NULL;
 
     enter(g, GEMMA4_ATTN);
     gemma4_attn(g);
     enter(g, GEMMA4_ATTN_OUT);
-    g->task[0] = product(&l->o, ops_act_rows(&g->attn, 0, n), g->y, d);
-    ops_mul(ops, g->task, 1);
+    t[0] = product(&l->o, ops_act_rows(&g->attn, 0, n), g->y, d);
+    ops_run(&g->ops, t, 1);
 }
 
-/* One product a distinct expert, its rows together; rows that lie together already stay there. */
-static uint32_t expert_inputs(struct gemma4 *g, struct ops_task *task) {
+/* A product a distinct expert of gate and up, then one of down; each row's sum over its experts is
+ * in the order of their numbers, whatever else is in the step. @gathered: their inputs are there */
+static uint32_t expert_tasks(struct gemma4 *g, struct ops_task *gathered, struct ops_task *t) {
     const struct gemma4_layer *l = g->l;
     const struct group *group = &g->group;
+    uint32_t n = group->n_expert;
 
-    for (uint32_t i = 0; i < group->n_expert; i++) {
+    for (uint32_t i = 0; i < n; i++) {
         const struct group_expert *e = &group->expert[i];
-        struct ops_mat gate = l->exp_gate, up = l->exp_up;
-        uint32_t row = group->row[e->first];
-        bool together = group->row[e->first + e->n - 1] - row == e->n - 1;
+        struct ops_mat gate = l->exp_gate, up = l->exp_up, down = l->exp_down;
 
         gate.data = (const uint8_t *)gate.data + e->id * l->exp_gate_size;
         up.data = (const uint8_t *)up.data + e->id * l->exp_up_size;
-        task[i] = product_glu(&gate, &up,
-                              together ? ops_act_rows(&g->moe_in, row, e->n)
-                                       : ops_act_rows(&g->slot_in, e->first, e->n),
-                              &g->slot, e->first, g->exp_up);
+        down.data = (const uint8_t *)down.data + e->id * l->exp_down_size;
+        t[i] = product_glu(&gate, &up,
+                           group_together(group, e)
+                               ? ops_act_rows(&g->moe_in, group->row[e->first], e->n)
+                               : ops_act_rows(&g->slot_in, e->first, e->n),
+                           &g->slot, e->first);
+        t[i].need = gathered;
+        t[i].done = expert_mid;
+        t[i].done_arg = g;
+        t[i].done_item = i;
+        t[n + i] = product(&down, ops_act_rows(&g->slot, e->first, e->n), g->moe, g->conf.n_embd);
+        t[n + i].row = group->row + e->first;
+        t[n + i].weight = group->weight + e->first;
+        t[n + i].n_y = g->n_row;
+        t[n + i].need = &t[i];
     }
+    return 2 * n;
+}
 
-    return group->n_expert;
+/* Gate and up of the dense branch, and the router, which reads the stream in a form of its own. */
+static void feed_forward_up(struct gemma4 *g) {
+    const struct gemma4_layer *l = g->l;
+    uint32_t n = g->n_row, d = g->conf.n_embd, n_task = 0;
+    struct ops_task *t = g->task;
+
+    enter(g, GEMMA4_DENSE_UP);
+    ops_act_shape(&g->in, d, OPS_F32 | l->form_ffn);
+    ops_act_shape(&g->dense, l->conf->n_ff, OPS_F32 | l->form_down);
+    if (g->conf.n_expert > 0)
+        ops_act_shape(&g->moe_in, d, OPS_F32 | l->form_moe);
+    t[n_task++] = rows(g, attn_out, d * sizeof(float) * 12);
+    t[n_task++] = product_glu(&l->gate, &l->up, ops_act_rows(&g->in, 0, n), &g->dense, 0);
+    if (g->conf.n_expert > 0)
+        t[n_task++] =
+            product(&l->router, ops_act_rows(&g->route_in, 0, n), g->route, g->conf.n_expert);
+    for (uint32_t i = 1; i < n_task; i++)
+        t[i].need = &t[0];
+    ops_run(&g->ops, t, n_task);
+    trace(g, "attn", g->x, d);
 }
 
 static void feed_forward(struct gemma4 *g) {
     const struct gemma4_layer *l = g->l;
     const struct gemma4_conf *c = &g->conf;
-    struct ops *ops = &g->ops;
-    uint32_t n = g->n_row, d = c->n_embd, n_task = 0, n_slot = n * c->n_expert_used;
-    bool moe = c->n_expert > 0;
+    uint32_t n = g->n_row, d = c->n_embd, n_task = 0;
+    struct ops_task *t = g->task, *mid = t, *gathered = NULL;
 
-    enter(g, GEMMA4_DENSE_UP);
-    ops_act_shape(&g->in, d, OPS_F32 | l->form_ffn);
-    ops_act_shape(&g->dense, l->conf->n_ff, OPS_F32 | l->form_down);
-    if (moe) {
-        ops_act_shape(&g->moe_in, d, OPS_F32 | l->form_moe);
+    feed_forward_up(g);
+    enter(g, GEMMA4_DENSE_DOWN);
+    t[n_task++] = rows(g, dense_mid, l->conf->n_ff * sizeof(float));
+    if (c->n_expert > 0) {
+        ops_each(&g->ops, n, c->n_expert * sizeof(float) * 4, route, g);
+        trace_route(g);
+        group_rows(&g->group, g->exp_id, g->exp_weight, n);
+        g->model.n_expert_read += g->group.n_expert;
         ops_act_shape(&g->slot_in, d, l->form_moe);
         ops_act_shape(&g->slot, c->n_ff_exp, OPS_F32 | l->form_exp_down);
+        gathered = &t[n_task++];
+        *gathered = rows(g, expert_gather, d * 2 * n * c->n_expert_used / g->group.n_expert);
+        gathered->n_item = g->group.n_expert;
     }
-    ops_each(ops, n, d * sizeof(float) * 12, attn_out, g);
-    trace(g, "attn", g->x, d);
-
-    g->task[n_task++] =
-        product_glu(&l->gate, &l->up, ops_act_rows(&g->in, 0, n), &g->dense, 0, g->up);
-    if (moe) {
-        g->task[n_task] =
-            product(&l->router, ops_act_rows(&g->route_in, 0, n), g->route, c->n_expert);
-        g->task[n_task++].no_blas =
-            true; /* which experts a row takes must not depend on its batch */
-    }
-    ops_mul(ops, g->task, n_task);
-    enter(g, GEMMA4_DENSE_DOWN);
-    ops_each(ops, n, l->conf->n_ff * sizeof(float), dense_mid, g);
-    if (moe)
-        trace_route(g);
-
-    g->task[0] = product(&l->down, ops_act_rows(&g->dense, 0, n), g->y, d);
-    if (!moe) {
-        ops_mul(ops, g->task, 1);
-    } else {
-        group_rows(&g->group, g->exp_id, n);
-        g->model.n_expert_read += g->group.n_expert;
-        ops_each(ops, n_slot, d * 2, slot_gather, g);
-        ops_mul(ops, g->task, 1 + expert_inputs(g, g->task + 1));
-        enter(g, GEMMA4_EXPERT_DOWN);
-        ops_each(ops, n_slot, c->n_ff_exp * sizeof(float), slot_mid, g);
-        for (uint32_t i = 0; i < g->group.n_expert; i++) {
-            const struct group_expert *e = &g->group.expert[i];
-            struct ops_mat w = l->exp_down;
-
-            w.data = (const uint8_t *)w.data + e->id * l->exp_down_size;
-            g->task[i] = product(&w, ops_act_rows(&g->slot, e->first, e->n),
-                                 g->exp_y + (size_t)e->first * d, d);
-        }
-        ops_mul(ops, g->task, g->group.n_expert);
-    }
-    enter(g, GEMMA4_COMBINE);
-    ops_each(ops, n, d * sizeof(float) * 12, ffn_out, g);
-    trace(g, "out", g->x, d);
+    t[n_task] = product(&l->down, ops_act_rows(&g->dense, 0, n), g->y, d);
+    t[n_task++].need = mid;
+    if (c->n_expert > 0)
+        n_task += expert_tasks(g, gathered, &t[n_task]);
+    ops_run(&g->ops, t, n_task);
+    g->open = l;
 }
 
 static void head_in(void *arg, uint32_t i, uint32_t worker) {
     const struct gemma4 *g = arg;
+    uint32_t r = g->out_row[i];
 
-    norm_into(g, g->out_norm, &g->in, i, g->x + (size_t)g->out_row[i] * g->conf.n_embd);
+    join(g, r);
+    norm_into(g, g->out_norm, &g->in, i, g->x + (size_t)r * g->conf.n_embd);
 }
 
 static void head(struct gemma4 *g) {
+    struct ops_task *t = g->task;
     uint32_t n_out = 0;
 
     for (uint32_t r = 0; r < g->n_row; r++)
@@ -282,10 +304,12 @@ static void head(struct gemma4 *g) {
         return;
     enter(g, GEMMA4_HEAD);
     ops_act_shape(&g->in, g->conf.n_embd, OPS_F32 | ops_form(g->ops.exact, &g->head));
-    ops_each(&g->ops, n_out, g->conf.n_embd * sizeof(float) * 4, head_in, g);
-    g->task[0] = product(&g->head, ops_act_rows(&g->in, 0, n_out), g->logits, g->conf.n_vocab);
-    g->task[0].softcap = g->conf.softcap;
-    ops_mul(&g->ops, g->task, 1);
+    t[0] = rows(g, head_in, g->conf.n_embd * sizeof(float) * 12);
+    t[0].n_item = n_out;
+    t[1] = product(&g->head, ops_act_rows(&g->in, 0, n_out), g->logits, g->conf.n_vocab);
+    t[1].softcap = g->conf.softcap;
+    t[1].need = &t[0];
+    ops_run(&g->ops, t, 2);
 }
 
 static void begin(struct gemma4 *g, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
@@ -293,14 +317,16 @@ static void begin(struct gemma4 *g, struct kvcache *kv, const struct model_row *
     g->kv = kv;
     g->row = row;
     g->n_row = n_row;
+    g->open = NULL;
     g->ops.stop = stop;
     enter(g, GEMMA4_EMBED);
     attn_begin(&g->at, kv, row, n_row);
     ops_each(&g->ops, n_row, (g->conf.head_dim + g->conf.head_dim_sliding) * 100, angles, g);
 }
 
-/* Layer @i, attention and feed-forward, on the residual stream. */
-static int run_layer(struct gemma4 *g, uint32_t i) {
+/* Layer @i, attention and feed-forward, on the residual stream. Its branches join the stream when
+ * the next layer begins, or, when somebody looks at the stream, at once. */
+static int run_layer(struct gemma4 *g, uint32_t i, bool whole) {
     g->i_layer = i;
     g->l = &g->layer[i];
     if (ops_stopped(&g->ops))
@@ -309,6 +335,11 @@ static int run_layer(struct gemma4 *g, uint32_t i) {
     if (ops_stopped(&g->ops))
         return MODEL_STOPPED;
     feed_forward(g);
+    if (whole) {
+        ops_each(&g->ops, g->n_row, g->conf.n_embd * sizeof(float) * 12, layer_out, g);
+        g->open = NULL;
+        trace(g, "out", g->x, g->conf.n_embd);
+    }
 
     return ops_stopped(&g->ops) ? MODEL_STOPPED : 0;
 }
@@ -320,7 +351,7 @@ static int run(struct gemma4 *g, const float **ret_logits) {
     g->i_layer = 0;
     trace(g, "embd", g->x, g->conf.n_embd);
     for (uint32_t i = 0; i < g->conf.n_layer; i++) {
-        r = run_layer(g, i);
+        r = run_layer(g, i, g->model.trace);
         if (r != 0)
             return r;
     }
@@ -351,7 +382,7 @@ int gemma4_run_layer(struct model *m, struct kvcache *kv, uint32_t layer,
 
     begin(g, kv, row, n_row, NULL);
     memcpy(g->x, x, size);
-    r = run_layer(g, layer);
+    r = run_layer(g, layer, true);
     ops_enter(&g->ops, &g->ops.outside);
     memcpy(x, g->x, size);
 

@@ -32,7 +32,6 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
     g->k = arena_alloc(a, n, c->n_kv_max * sizeof *g->k);
     g->v = arena_alloc(a, n, c->n_kv_max * sizeof *g->v);
     g->y = arena_alloc(a, n, d * sizeof *g->y);
-    g->up = arena_alloc(a, n, (c->n_ff_max + 15) / 16 * 16 * sizeof *g->up);
     ops_act_init(&g->in, n, d, in, a);
     ops_act_init(&g->attn, n, c->n_q_max, OPS_F32 | o, a);
     attn_turn_init(&g->turn, g->freq, c->head_dim, a);
@@ -44,8 +43,6 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
         g->prob = arena_alloc(a, n, c->n_expert * sizeof *g->prob);
         g->exp_id = arena_alloc(a, n, k * sizeof *g->exp_id);
         g->exp_weight = arena_alloc(a, n, k * sizeof *g->exp_weight);
-        g->exp_up = arena_alloc(a, n_slot, (c->n_ff_exp + 15) / 16 * 16 * sizeof *g->exp_up);
-        g->exp_y = arena_alloc(a, n_slot, d * sizeof *g->exp_y);
         ops_act_init(&g->route_in, n, d, OPS_F32, a);
         ops_act_init(&g->moe_in, n, d, OPS_F32 | moe, a);
         ops_act_init(&g->slot_in, n_slot, d, moe, a);
@@ -54,28 +51,14 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
     }
     g->out_row = arena_alloc(a, opt->n_out, sizeof *g->out_row);
     g->logits = arena_alloc(a, opt->n_out, c->n_vocab * sizeof *g->logits);
-    g->task = arena_alloc(a, c->n_expert + 3, sizeof *g->task);
-}
-
-/* Scratch a worker needs: a slab of weights for OpenBLAS. */
-static size_t scratch_size(const struct gemma4 *g, bool blas) {
-    const struct gemma4_conf *c = &g->conf;
-    size_t wide = c->n_embd;
-
-    wide = wide > c->n_q_max ? wide : c->n_q_max;
-    wide = wide > c->n_ff_max ? wide : c->n_ff_max;
-    wide = wide > c->n_ff_exp ? wide : c->n_ff_exp;
-
-    return blas ? wide * OPS_BLAS_SLAB : 0;
+    g->task = arena_alloc(a, 2 * c->n_expert + 5, sizeof *g->task);
 }
 
 static int init_ops(struct gemma4 *g, const struct kern *kern, struct pool *pool,
                     const struct model_options *opt, struct arena *a) {
-    bool blas = !opt->no_blas && ops_blas_present();
-    int r = ops_init(&g->ops, kern, pool, scratch_size(g, blas), a);
+    int r = ops_init(&g->ops, kern, pool, a);
 
     g->ops.exact = opt->exact;
-    g->ops.blas = blas;
     return err_up(r);
 }
 
@@ -148,9 +131,7 @@ static const char *const phase_name[GEMMA4_PHASE_N] = {
     [GEMMA4_ATTN] = "attention",
     [GEMMA4_ATTN_OUT] = "attention out",
     [GEMMA4_DENSE_UP] = "router, dense up",
-    [GEMMA4_DENSE_DOWN] = "experts up, dense down",
-    [GEMMA4_EXPERT_DOWN] = "experts down",
-    [GEMMA4_COMBINE] = "combine",
+    [GEMMA4_DENSE_DOWN] = "experts, dense down",
     [GEMMA4_HEAD] = "head",
 };
 
@@ -178,8 +159,6 @@ static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const s
     r = init_step(g, kern, pool, opt, why);
     if (r != 0)
         return err_up(r);
-    if (g->ops.blas)
-        ops_blas_init();
 
     for (uint32_t i = 0; i < GEMMA4_PHASE_N; i++)
         g->phase[i].name = phase_name[i];

@@ -7,32 +7,33 @@
 #include <time.h>
 
 enum {
-    OPS_STEP = 16,            /* output rows come in multiples of this, as tiers want them */
-    OPS_SERIAL = 48 * 1024,   /* bytes one core reads in about the time two barriers take */
-    OPS_ITEMS = 12,           /* items a worker, about: what is left to take is 1/12 of its share */
+    OPS_STEP = 16,          /* output rows come in multiples of this, as tiers want them */
+    OPS_SUM_STEP = 64,      /* in sums of this: their matrices are read piece by piece */
+    OPS_SERIAL = 48 * 1024, /* bytes one core reads in about the time two barriers take */
+    OPS_ITEMS = 64,         /* items a worker, about: at the end one waits for 1/64 of its share */
     OPS_ITEM_MIN = 24 * 1024, /* bytes below which an item is not worth its bookkeeping */
+    OPS_TAKE_MAX = 1 << 20,   /* bytes taken at once at most: some 50 us */
+    OPS_MAC_PER_BYTE = 8,     /* int8 values a core multiplies in the time it reads a byte */
 };
 
-struct ops_cursor {
-    _Alignas(128) atomic_uint next; /* may run past end */
-    uint32_t end;
+/* Items of one worker and stage that nobody has begun: first << 32 | end. */
+struct ops_share {
+    _Alignas(128) _Atomic uint64_t left;
 };
 
-int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, size_t n_scratch,
-             struct arena *a) {
+int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, struct arena *a) {
     *ops = (struct ops){ .kern = kern, .pool = pool, .n_worker = pool_n_worker(pool) };
     ops->phase = &ops->outside;
-    ops->n_scratch = (n_scratch + 31) & ~(size_t)31;
-    /* arena pieces are aligned to 64, a cursor wants 128 */
-    uintptr_t at = (uintptr_t)arena_alloc(a, ops->n_worker + 1, sizeof *ops->cursor);
-    ops->cursor = (struct ops_cursor *)((at + 127) & ~(uintptr_t)127);
-    ops->scratch = arena_alloc(a, ops->n_worker, ops->n_scratch * sizeof(float));
+    /* arena pieces are aligned to 64, a share wants 128 */
+    uintptr_t at = (uintptr_t)arena_alloc(a, OPS_STAGES * ops->n_worker + 1, sizeof *ops->share);
+    ops->share = (struct ops_share *)((at + 127) & ~(uintptr_t)127);
+    ops->scratch = arena_alloc(a, ops->n_worker, OPS_SCRATCH * sizeof(float));
 
     return a->failed ? err_new(-ENOMEM) : 0;
 }
 
-float *ops_scratch(const struct ops *ops, uint32_t worker) {
-    return ops->scratch + worker * ops->n_scratch;
+static float *scratch_of(const struct ops *ops, uint32_t worker) {
+    return ops->scratch + (size_t)worker * OPS_SCRATCH;
 }
 
 /* ---- phases ---- */
@@ -58,59 +59,6 @@ void ops_enter(struct ops *ops, struct ops_phase *phase) {
 void ops_timed(struct ops *ops, bool on) {
     ops->timed = on;
     ops->since = on ? now_nsec() : 0;
-}
-
-/* ---- items ---- */
-
-struct ops_run {
-    struct ops *ops;
-    ops_item_fn *fn;
-    void *arg;
-    _Atomic uint64_t busy_nsec;
-};
-
-static void run_items(void *arg, uint32_t worker, uint32_t n_worker) {
-    struct ops_run *run = arg;
-    struct ops *ops = run->ops;
-    uint64_t since = ops->timed ? now_nsec() : 0;
-
-    for (uint32_t i = 0; i < n_worker; i++) {
-        struct ops_cursor *c = &ops->cursor[(worker + i) % n_worker];
-
-        for (;;) {
-            if (atomic_load_explicit(&c->next, memory_order_relaxed) >= c->end)
-                break;
-            uint32_t item = atomic_fetch_add_explicit(&c->next, 1, memory_order_relaxed);
-            if (item >= c->end || ops_stopped(ops))
-                break;
-            run->fn(run->arg, item, worker);
-        }
-    }
-    if (ops->timed)
-        atomic_fetch_add_explicit(&run->busy_nsec, now_nsec() - since, memory_order_relaxed);
-}
-
-void ops_each(struct ops *ops, uint32_t n_item, size_t cost, ops_item_fn *fn, void *arg) {
-    struct ops_run run = { .ops = ops, .fn = fn, .arg = arg };
-
-    if (ops->n_worker == 1 || n_item <= 1 || cost < OPS_SERIAL / n_item) {
-        uint64_t since = ops->timed ? now_nsec() : 0;
-
-        for (uint32_t i = 0; i < n_item && !ops_stopped(ops); i++)
-            fn(arg, i, 0);
-        if (ops->timed)
-            ops->phase->busy_nsec += now_nsec() - since;
-        return;
-    }
-    for (uint32_t w = 0; w < ops->n_worker; w++) {
-        uint32_t begin;
-
-        pool_slice(n_item, 1, w, ops->n_worker, &begin, &ops->cursor[w].end);
-        atomic_store_explicit(&ops->cursor[w].next, begin, memory_order_relaxed);
-    }
-    pool_share(ops->pool, run_items, &run);
-    ops->phase->barriers++;
-    ops->phase->busy_nsec += run.busy_nsec;
 }
 
 /* ---- activations ---- */
@@ -200,78 +148,251 @@ void ops_mat_row(const struct kern *k, const struct ops_mat *m, uint32_t row, fl
     }
 }
 
-struct ops_products {
-    struct ops *ops;
-    const struct ops_task *task;
-    uint32_t n;
-};
-
-static bool use_blas(const struct ops *ops, const struct ops_task *t) {
-    return ops->blas && !t->no_blas && t->w.fmt <= QUANT_BF16 && !t->w.pack &&
-           t->x.n_row >= OPS_BLAS_ROWS;
+/* Weight bytes and arithmetic of one output row, in bytes streamed. */
+static size_t row_cost(const struct ops_mat *w, uint32_t n_row) {
+    return w->stride + (size_t)w->n_col * n_row / OPS_MAC_PER_BYTE;
 }
 
-/* Weight bytes and arithmetic of one output row, in bytes streamed: a core multiplies about four
- * times as many int8 values as it reads bytes. */
-static size_t row_cost(const struct ops_task *t) {
-    size_t cost = t->w.stride + (size_t)t->w.n_col * t->x.n_row / 4;
-
-    return t->w2.data ? 2 * cost : cost;
-}
-
-static void mul_rows(const struct ops *ops, const struct ops_task *t, const struct ops_mat *w,
-                     uint32_t begin, uint32_t n, float *y, uint32_t worker) {
+static void mul(const struct ops *ops, const struct ops_mat *w, uint32_t begin, uint32_t n,
+                const struct kern_rows *x, float *y, size_t y_stride) {
     const struct kern *k = ops->kern;
     const uint8_t *rows = (const uint8_t *)w->data + begin * w->stride;
-    float *scratch = ops_scratch(ops, worker);
+    kern_mul_fn *fn = w->pack ? w->pack->mul : ops->exact ? k->mul_exact[w->fmt] : k->mul[w->fmt];
 
-    if (w->pack) {
-        w->pack->mul(rows, w->stride, n, w->n_col, &t->x, y + begin, t->y_stride);
-    } else if (!use_blas(ops, t)) {
-        kern_mul_fn *mul = ops->exact ? k->mul_exact[w->fmt] : k->mul[w->fmt];
+    fn(rows, w->stride, n, w->n_col, x, y, y_stride);
+}
 
-        mul(rows, w->stride, n, w->n_col, &t->x, y + begin, t->y_stride);
-    } else if (w->fmt == QUANT_F32) {
-        ops_blas_mul((const float *)(const void *)rows, w->stride / sizeof(float), n, w->n_col,
-                     t->x.f, t->x.f_stride, t->x.n_row, y + begin, t->y_stride);
-    } else {
-        assert((size_t)n * w->n_col <= ops->n_scratch);
-        for (uint32_t o = 0; o < n; o++)
-            k->decode[w->fmt](rows + o * w->stride, scratch + (size_t)o * w->n_col, w->n_col);
-        ops_blas_mul(scratch, w->n_col, n, w->n_col, t->x.f, t->x.f_stride, t->x.n_row, y + begin,
-                     t->y_stride);
+static struct kern_rows rows_from(const struct kern_rows *x, uint32_t first, uint32_t n) {
+    struct kern_rows r = *x;
+
+    r.n_row = n;
+    r.f = x->f ? x->f + first * x->f_stride : NULL;
+    r.q = x->q ? x->q + first * x->q_stride : NULL;
+    r.d = x->d ? x->d + first * (x->q_stride / KERN_Q8_BLOCK) : NULL;
+    r.s = x->s ? x->s + first * (x->q_stride / KERN_Q8_SUM) : NULL;
+    return r;
+}
+
+/* Output rows [begin, begin + n) of a gated product; up's half of a chunk of rows is in scratch. */
+static void mul_glu(const struct ops *ops, const struct ops_task *t, uint32_t begin, uint32_t n,
+                    float *scratch) {
+    for (uint32_t m = 0; m < t->x.n_row; m += OPS_CHUNK) {
+        uint32_t n_m = t->x.n_row - m < OPS_CHUNK ? t->x.n_row - m : OPS_CHUNK;
+        struct kern_rows x = rows_from(&t->x, m, n_m);
+        float *y = t->y + m * t->y_stride + begin;
+
+        mul(ops, &t->w, begin, n, &x, y, t->y_stride);
+        mul(ops, &t->w2, begin, n, &x, scratch, n);
+        for (uint32_t i = 0; i < n_m; i++, y += t->y_stride)
+            ops->kern->geglu(y, scratch + (size_t)i * n, y, n);
     }
 }
 
-static void mul_item(void *arg, uint32_t item, uint32_t worker) {
-    const struct ops_products *p = arg;
-    const struct kern *k = p->ops->kern;
-    uint32_t lo = 0, hi = p->n;
+/* Output rows [begin, begin + n) of the sum's tasks from @t on. */
+static void mul_sum(const struct ops *ops, const struct ops_task *t, uint32_t begin, uint32_t n,
+                    float *scratch) {
+    for (uint32_t m = 0; m < t->x.n_row; m += OPS_CHUNK) {
+        uint32_t n_m = t->x.n_row - m < OPS_CHUNK ? t->x.n_row - m : OPS_CHUNK;
+        struct kern_rows x = rows_from(&t->x, m, n_m);
+
+        mul(ops, &t->w, begin, n, &x, scratch, n);
+        for (uint32_t i = 0; i < n_m; i++)
+            ops->kern->axpy[QUANT_F32](t->weight[m + i], scratch + (size_t)i * n,
+                                       t->y + t->row[m + i] * t->y_stride + begin, n);
+    }
+}
+
+/* ---- phases: items ---- */
+
+static struct ops_task *task_of(struct ops_task *task, uint32_t n, uint32_t item) {
+    uint32_t lo = 0, hi = n;
 
     while (hi - lo > 1) { /* the last task whose first item is not after this one */
         uint32_t mid = lo + (hi - lo) / 2;
 
-        if (p->task[mid].first <= item)
+        if (task[mid].first <= item)
             lo = mid;
         else
             hi = mid;
     }
-    const struct ops_task *t = &p->task[lo];
-    uint32_t begin = (item - t->first) * t->slab;
-    uint32_t n = t->w.n_out - begin < t->slab ? t->w.n_out - begin : t->slab;
+    return &task[lo];
+}
 
-    mul_rows(p->ops, t, &t->w, begin, n, t->y, worker);
-    if (t->w2.data)
-        mul_rows(p->ops, t, &t->w2, begin, n, t->y2, worker);
-    for (uint32_t m = 0; m < t->x.n_row; m++) {
-        float *y = t->y + m * t->y_stride + begin;
+/* Others that share the product @t is in wait for what it needs as well. */
+static void await(struct ops *ops, const struct ops_task *t) {
+    if (t->need)
+        pool_await(ops->pool, &t->need->is_done);
+}
 
-        if (t->w2.data)
-            k->geglu(y, t->y2 + m * t->y_stride + begin, y, n);
-        if (t->softcap > 0)
-            k->softcap(y, t->softcap, n);
+static void product_items(struct ops *ops, const struct ops_task *t, uint32_t item, uint32_t n_item,
+                          uint32_t worker) {
+    uint32_t begin = (item - t->first) * t->slab, end = begin + n_item * t->slab, n;
+    uint32_t n_row = t->x.n_row < OPS_CHUNK ? t->x.n_row : OPS_CHUNK;
+    uint32_t n_max = OPS_SCRATCH / n_row / OPS_STEP * OPS_STEP;
+    float *scratch = scratch_of(ops, worker);
+
+    end = end < t->w.n_out ? end : t->w.n_out;
+    if (!t->w2.data) {
+        await(ops, t);
+        mul(ops, &t->w, begin, end - begin, &t->x, t->y + begin, t->y_stride);
+        for (uint32_t m = 0; m < t->x.n_row && t->softcap > 0; m++)
+            ops->kern->softcap(t->y + m * t->y_stride + begin, t->softcap, end - begin);
+        return;
+    }
+    await(ops, t);
+    for (; begin < end; begin += n) {
+        n = end - begin < n_max ? end - begin : n_max;
+        mul_glu(ops, t, begin, n, scratch);
     }
 }
+
+static void sum_items(struct ops *ops, const struct ops_task *t, uint32_t item, uint32_t n_item,
+                      uint32_t worker) {
+    uint32_t begin = (item - t->first) * t->slab, end = begin + n_item * t->slab, n;
+    uint32_t n_max = OPS_SCRATCH / OPS_CHUNK / OPS_STEP * OPS_STEP;
+
+    end = end < t->w.n_out ? end : t->w.n_out;
+    for (; begin < end; begin += n) {
+        n = end - begin < n_max ? end - begin : n_max;
+        for (uint32_t r = 0; r < t->n_y; r++)
+            memset(t->y + r * t->y_stride + begin, 0, n * sizeof *t->y);
+        for (uint32_t i = 0; i < t->n_sum; i++) {
+            await(ops, &t[i]);
+            mul_sum(ops, &t[i], begin, n, scratch_of(ops, worker));
+        }
+    }
+}
+
+static void finish_items(struct ops *ops, struct ops_task *t, uint32_t n, uint32_t worker) {
+    if (!t->counted || atomic_fetch_sub(&t->left, n) != n)
+        return;
+    if (t->done && !ops_stopped(ops))
+        t->done(t->done_arg, t->done_item, worker);
+    pool_post(&t->is_done);
+}
+
+/* Items [item, item + n) of the phase. When the step is stopped they count as done, so that nobody
+ * waits for them. */
+static void run_range(struct ops *ops, struct ops_task *task, uint32_t n_task, uint32_t item,
+                      uint32_t n, uint32_t worker) {
+    while (n > 0) {
+        struct ops_task *t = task_of(task, n_task, item);
+        uint32_t left = t->first + t->n_item - item, take = n < left ? n : left;
+
+        if (!ops_stopped(ops)) {
+            if (t->fn) {
+                await(ops, t);
+                for (uint32_t i = 0; i < take && !ops_stopped(ops); i++)
+                    t->fn(t->arg, item - t->first + i, worker);
+            } else if (t->row) {
+                sum_items(ops, t, item, take, worker);
+            } else {
+                product_items(ops, t, item, take, worker);
+            }
+        }
+        finish_items(ops, t, take, worker);
+        item += take;
+        n -= take;
+    }
+}
+
+/* ---- phases: shares ---- */
+
+struct run {
+    struct ops *ops;
+    struct ops_task *task;
+    uint32_t n_task;
+    uint32_t end[OPS_STAGES];      /* one past the last item of a stage */
+    uint32_t take_max[OPS_STAGES]; /* items taken at once at most */
+    size_t cost[OPS_STAGES];       /* of a stage's items, all together */
+    _Atomic uint64_t busy_nsec;
+};
+
+/* Take a third of what is left of a share: large pieces first, so that few are taken, and small
+ * ones last, so that all end together. Owners take from the front, others from the end, so each
+ * reads memory in sequence. Return: how many, 0: none left. */
+static uint32_t take_items(struct ops_share *s, bool own, uint32_t max, uint32_t *ret_item) {
+    uint64_t v = atomic_load_explicit(&s->left, memory_order_relaxed);
+
+    for (;;) {
+        uint32_t begin = (uint32_t)(v >> 32), end = (uint32_t)v, n;
+        uint64_t rest;
+
+        if (begin >= end)
+            return 0;
+        n = (end - begin + 2) / 3;
+        n = n < max ? n : max;
+        *ret_item = own ? begin : end - n;
+        rest = own ? (uint64_t)(begin + n) << 32 | end : (uint64_t)begin << 32 | (end - n);
+        if (atomic_compare_exchange_weak_explicit(&s->left, &v, rest, memory_order_relaxed,
+                                                  memory_order_relaxed))
+            return n;
+    }
+}
+
+/* A worker goes on to a stage when all items of the one before are taken. Those that need tasks not
+ * done yet then wait for items that others are in, never for one nobody has begun. */
+static void run_shares(void *arg, uint32_t worker, uint32_t n_active) {
+    struct run *run = arg;
+    struct ops *ops = run->ops;
+    uint32_t n_worker = ops->n_worker;
+    uint64_t since = ops->timed ? now_nsec() : 0;
+
+    for (uint32_t stage = 0; stage < OPS_STAGES; stage++)
+        for (uint32_t i = 0; i < n_worker; i++) {
+            uint32_t whose = (worker + i) % n_worker, item, n;
+            struct ops_share *s = &ops->share[stage * n_worker + whose];
+
+            while ((n = take_items(s, i == 0, run->take_max[stage], &item)) > 0)
+                run_range(ops, run->task, run->n_task, item, n, worker);
+        }
+    if (ops->timed)
+        atomic_fetch_add_explicit(&run->busy_nsec, now_nsec() - since, memory_order_relaxed);
+}
+
+static void share_out(struct run *run) {
+    struct ops *ops = run->ops;
+    uint32_t first = 0;
+
+    for (uint32_t stage = 0; stage < OPS_STAGES; stage++) {
+        uint32_t n = run->end[stage] - first;
+
+        run->take_max[stage] = 1;
+        if (n > 0 && run->cost[stage] / n < OPS_TAKE_MAX)
+            run->take_max[stage] = (uint32_t)(OPS_TAKE_MAX / (run->cost[stage] / n + 1));
+        for (uint32_t w = 0; w < ops->n_worker; w++) {
+            uint32_t begin, end;
+
+            pool_slice(n, 1, w, ops->n_worker, &begin, &end);
+            atomic_store_explicit(&ops->share[stage * ops->n_worker + w].left,
+                                  (uint64_t)(first + begin) << 32 | (first + end),
+                                  memory_order_relaxed);
+        }
+        first = run->end[stage];
+    }
+}
+
+static void run_tasks(struct run *run) {
+    struct ops *ops = run->ops;
+    size_t cost = 0;
+
+    for (uint32_t stage = 0; stage < OPS_STAGES; stage++)
+        cost += run->cost[stage];
+    if (cost < OPS_SERIAL) {
+        uint64_t since = ops->timed ? now_nsec() : 0;
+
+        run_range(ops, run->task, run->n_task, 0, run->end[OPS_STAGES - 1], 0);
+        if (ops->timed)
+            ops->phase->busy_nsec += now_nsec() - since;
+        return;
+    }
+    share_out(run);
+    pool_share(ops->pool, run_shares, run);
+    ops->phase->barriers += ops->n_worker > 1;
+    ops->phase->busy_nsec += run->busy_nsec;
+}
+
+/* ---- phases: cutting tasks into items ---- */
 
 static void count_product(struct ops_phase *p, bool exact, const struct ops_mat *w,
                           uint32_t n_row) {
@@ -298,35 +419,86 @@ static uint32_t row_step(const struct ops_task *t) {
     return step;
 }
 
-void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n) {
-    struct ops_products p = { .ops = ops, .task = task, .n = n };
+/* Cost of an output row of @t, and of the tasks it is summed with. */
+static size_t slab_cost(const struct ops_task *t) {
+    size_t cost = 0;
+
+    for (uint32_t i = 0; i < t->n_sum; i++)
+        cost += row_cost(&t[i].w, t[i].x.n_row);
+    return t->w2.data ? cost + row_cost(&t->w2, t->x.n_row) : cost;
+}
+
+/* What tasks are, before they are cut: stages, sums, counters. Return: cost of all. */
+static size_t link_tasks(struct ops *ops, struct ops_task *task, uint32_t n) {
+    struct ops_task *sum = NULL; /* the first task of the sum at hand */
     size_t total = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        struct ops_task *t = &task[i];
+        bool joins = t->row && sum && sum->y == t->y;
+
+        t->stage = t->need ? t->need->stage + 1 : 0;
+        assert(t->stage < OPS_STAGES && (i == 0 || t->stage >= task[i - 1].stage));
+        t->counted = t->done;
+        if (t->need)
+            t->need->counted = true;
+        t->n_sum = joins ? 0 : 1;
+        if (joins)
+            sum->n_sum++;
+        else
+            sum = t->row ? t : NULL;
+        if (t->fn) {
+            total += t->cost * t->n_item;
+            continue;
+        }
+        total += row_cost(&t->w, t->x.n_row) * t->w.n_out;
+        count_product(ops->phase, ops->exact, &t->w, t->x.n_row);
+        if (t->w2.data) {
+            total += row_cost(&t->w2, t->x.n_row) * t->w.n_out;
+            count_product(ops->phase, ops->exact, &t->w2, t->x.n_row);
+        }
+    }
+    return total;
+}
+
+void ops_run(struct ops *ops, struct ops_task *task, uint32_t n) {
+    struct run run = { .ops = ops, .task = task, .n_task = n };
+    size_t total = link_tasks(ops, task, n), want = total / ((size_t)ops->n_worker * OPS_ITEMS);
     uint32_t n_item = 0;
 
     assert(n > 0 && n <= OPS_TASK_MAX);
-    for (uint32_t i = 0; i < n; i++) {
-        total += row_cost(&task[i]) * task[i].w.n_out;
-        count_product(ops->phase, ops->exact, &task[i].w, task[i].x.n_row);
-        if (task[i].w2.data)
-            count_product(ops->phase, ops->exact, &task[i].w2, task[i].x.n_row);
-    }
-
-    size_t want = total / ((size_t)ops->n_worker * OPS_ITEMS);
-
     if (want < OPS_ITEM_MIN)
         want = OPS_ITEM_MIN;
     for (uint32_t i = 0; i < n; i++) {
         struct ops_task *t = &task[i];
-        uint32_t step = row_step(t);
-        size_t slab = round_up(want / row_cost(t) + 1, step);
 
-        t->slab = (uint32_t)(slab < t->w.n_out ? slab : round_up(t->w.n_out, step));
-        if (use_blas(ops, t))
-            t->slab = OPS_BLAS_SLAB;
+        if (!t->fn && t->n_sum > 0) {
+            size_t cost = slab_cost(t),
+                   slab = round_up(want / cost + 1, t->row ? OPS_SUM_STEP : row_step(t));
+
+            t->slab = (uint32_t)(slab < t->w.n_out ? slab : round_up(t->w.n_out, row_step(t)));
+            t->n_item = (t->w.n_out + t->slab - 1) / t->slab;
+            run.cost[t->stage] += cost * t->w.n_out;
+        } else if (!t->fn) {
+            t->n_item = 0;
+        } else {
+            run.cost[t->stage] += t->cost * t->n_item;
+        }
         t->first = n_item;
-        n_item += (t->w.n_out + t->slab - 1) / t->slab;
+        n_item += t->n_item;
+        for (uint32_t stage = t->stage; stage < OPS_STAGES; stage++)
+            run.end[stage] = n_item;
+        atomic_store_explicit(&t->left, t->n_item, memory_order_relaxed);
+        atomic_store_explicit(&t->is_done, t->n_item == 0, memory_order_relaxed);
     }
-    ops_each(ops, n_item, total / n_item, mul_item, &p);
+    run_tasks(&run);
+}
+
+void ops_each(struct ops *ops, uint32_t n_item, size_t cost, ops_item_fn *fn, void *arg) {
+    struct ops_task t = { .fn = fn, .arg = arg, .n_item = n_item, .cost = cost };
+
+    if (n_item > 0)
+        ops_run(ops, &t, 1);
 }
 
 /* ---- rows and heads ---- */

@@ -22,9 +22,10 @@
 #include "engine/kv/kvcache.h"
 
 enum {
-    OPS_BLAS_ROWS = 16,  /* rows from which on a float matrix is multiplied by OpenBLAS */
-    OPS_BLAS_SLAB = 128, /* output rows of one such call; fixed, so threads do not change results */
-    OPS_TASK_MAX = 1032, /* matrices of one ops_mul() */
+    OPS_TASK_MAX = 1032,          /* tasks of one ops_run() */
+    OPS_STAGES = 3,               /* tasks that need each other, one behind the other, at most */
+    OPS_CHUNK = 64,               /* rows whose products meet in scratch at once */
+    OPS_SCRATCH = OPS_CHUNK * 256 /* floats of scratch a worker */
 };
 
 /* What the phases of one name did. Counters always run, clocks only under ops_timed(). */
@@ -38,28 +39,24 @@ struct ops_phase {
     uint64_t kv_bytes;          /* blocks of keys and values read, once an item */
 };
 
-struct ops_cursor; /* items of one worker not begun yet, on a cache line of its own */
+struct ops_share; /* items of one worker not begun yet, on a cache line of its own */
 
 struct ops {
     const struct kern *kern;
     struct pool *pool;
     uint32_t n_worker;
     bool exact;               /* float activations for every format */
-    bool blas;                /* OpenBLAS may be used */
     const atomic_bool *stop;  /* set: items not begun are dropped; NULL: never */
     struct ops_phase outside; /* counts outside of steps */
     struct ops_phase *phase;  /* the one that counts now */
     bool timed;
-    uint64_t since; /* nsec, when it was entered */
-    struct ops_cursor *cursor;
-    float *scratch; /* [n_worker][n_scratch] */
-    size_t n_scratch;
+    uint64_t since;          /* nsec, when it was entered */
+    struct ops_share *share; /* [OPS_STAGES][n_worker] */
+    float *scratch;          /* [n_worker][OPS_SCRATCH] */
 };
 
-/* @n_scratch: floats of scratch a worker, for the largest of what is asked of it.
- * Return: 0, or -ENOMEM when @a does not hold it. */
-int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, size_t n_scratch,
-             struct arena *a);
+/* Return: 0, or -ENOMEM when @a does not hold it. */
+int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, struct arena *a);
 
 /* From now on @phase counts. */
 void ops_enter(struct ops *ops, struct ops_phase *phase);
@@ -76,9 +73,6 @@ static inline bool ops_stopped(const struct ops *ops) {
  */
 typedef void ops_item_fn(void *arg, uint32_t item, uint32_t worker);
 void ops_each(struct ops *ops, uint32_t n_item, size_t cost, ops_item_fn *fn, void *arg);
-
-/* Scratch of a worker, f32 [n_scratch]. */
-float *ops_scratch(const struct ops *ops, uint32_t worker);
 
 /* ---- matrices ---- */
 
@@ -128,19 +122,46 @@ void ops_act_copy(const struct ops_act *dst, uint32_t to, const struct ops_act *
 /* @n rows from @first on, as kernels take them. */
 struct kern_rows ops_act_rows(const struct ops_act *x, uint32_t first, uint32_t n);
 
-/* One product of a phase. With @w2, y = gelu(w x) * (w2 x), and @y2 is room for w2 x. */
+/* ---- phases ---- */
+
+/* One part of a phase: a product, a share of a sum of products, or any items.
+ *
+ *   y[m][o] = softcap(w x)            w2.data NULL
+ *   y[m][o] = gelu(w x) * (w2 x)
+ *   y[row[m]][o] += weight[m] * w x   row not NULL; from 0 on, by tasks that follow each other and
+ *                                     have the same y, in their order
+ *   fn(arg, item, worker)             fn not NULL; @n_item items, @cost bytes each
+ */
 struct ops_task {
-    struct ops_mat w, w2; /* same shape; w2.data NULL: none */
+    struct ops_mat w, w2; /* same n_out and n_col */
     struct kern_rows x;
-    float *y, *y2; /* [x.n_row][y_stride] */
+    float *y; /* [x.n_row][y_stride]; of a sum [n_y][y_stride] */
     size_t y_stride;
-    float softcap; /* y = softcap * tanh(y / softcap); 0: none */
-    bool no_blas;
-    uint32_t slab, first; /* set by ops_mul(): output rows an item, number of its first item */
+    float softcap; /* 0: none */
+
+    const uint32_t *row; /* [x.n_row] */
+    const float *weight; /* [x.n_row] */
+    uint32_t n_y;
+
+    ops_item_fn *fn;
+    void *arg;
+    uint32_t n_item;
+    size_t cost;
+
+    struct ops_task *need; /* an earlier task that is done before this one begins; NULL: none */
+    ops_item_fn *done;     /* done(done_arg, done_item, worker) ends the task; NULL: nothing */
+    void *done_arg;
+    uint32_t done_item;
+
+    /* set by ops_run() */
+    uint32_t stage, first, slab, n_sum; /* first item, output rows an item, tasks of its sum */
+    bool counted;
+    atomic_uint left, is_done; /* items not done */
 };
 
-/* All products of @task at once; they may share inputs, not outputs. @n <= OPS_TASK_MAX */
-void ops_mul(struct ops *ops, struct ops_task *task, uint32_t n);
+/* All of @task at once; they may share inputs, not outputs. Tasks are in the order of their stages:
+ * those that need nothing, those that need one of these, and so on. @n <= OPS_TASK_MAX */
+void ops_run(struct ops *ops, struct ops_task *task, uint32_t n);
 
 /* ---- rows and heads ---- */
 

@@ -10,11 +10,11 @@ void group_init(struct group *g, uint32_t n_expert, uint32_t n_row, uint32_t k, 
     *g = (struct group){ .n_expert_max = n_expert, .n_row_max = n_row, .k = k };
     g->expert = arena_alloc(a, n_expert < n_slot ? n_expert : n_slot, sizeof *g->expert);
     g->row = arena_alloc(a, n_slot, sizeof *g->row);
-    g->slot = arena_alloc(a, n_slot, sizeof *g->slot);
+    g->weight = arena_alloc(a, n_slot, sizeof *g->weight);
     g->next = arena_alloc(a, n_expert, sizeof *g->next);
 }
 
-void group_rows(struct group *g, const uint32_t *id, uint32_t n_row) {
+void group_rows(struct group *g, const uint32_t *id, const float *weight, uint32_t n_row) {
     uint32_t at = 0;
 
     assert(n_row <= g->n_row_max);
@@ -36,6 +36,6 @@ void group_rows(struct group *g, const uint32_t *id, uint32_t n_row) {
             uint32_t slot = g->next[id[(size_t)r * g->k + i]]++;
 
             g->row[slot] = r;
-            g->slot[(size_t)r * g->k + i] = slot;
+            g->weight[slot] = weight[(size_t)r * g->k + i];
         }
 }

@@ -11,6 +11,7 @@
  * Memory:  the caller's arena, sized at group_init().
  */
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "engine/base/arena.h"
@@ -26,12 +27,17 @@ struct group {
     uint32_t n_expert;           /* distinct experts in use */
     struct group_expert *expert; /* [n_expert], ascending ids */
     uint32_t *row;               /* [n_slot] row a slot belongs to */
-    uint32_t *slot;              /* [n_row][k] slot of a row's i-th expert */
+    float *weight;               /* [n_slot] of the slot's expert in its row */
     uint32_t *next;              /* [n_expert_max] scratch */
 };
 
 /* Lays out @g for up to @n_row rows; @a.failed tells whether it fit. */
 void group_init(struct group *g, uint32_t n_expert, uint32_t n_row, uint32_t k, struct arena *a);
 
-/* @id: [n_row][k] experts of each row, distinct within a row, < n_expert */
-void group_rows(struct group *g, const uint32_t *id, uint32_t n_row);
+/* @id: [n_row][k] experts of each row, distinct within a row, < n_expert   @weight: [n_row][k] */
+void group_rows(struct group *g, const uint32_t *id, const float *weight, uint32_t n_row);
+
+/* Do the rows of @e follow each other? */
+static inline bool group_together(const struct group *g, const struct group_expert *e) {
+    return g->row[e->first + e->n - 1] - g->row[e->first] == e->n - 1;
+}

@@ -81,7 +81,7 @@ static void set_up(struct setup *t, const struct shape *s, enum quant_fmt fmt, u
         freq[i] = s->turn && i >= s->dim / 6 ? 1e-30 : pow(1000, -2.0 * i / s->dim);
     assert_int_equal(pool_new(&t->pool, topo, n_worker), 0);
     assert_int_equal(arena_init(&t->arena, 256 << 20, NULL), 0);
-    assert_int_equal(ops_init(&t->ops, &kern, t->pool, 0, &t->arena), 0);
+    assert_int_equal(ops_init(&t->ops, &kern, t->pool, &t->arena), 0);
     attn_turn_init(&t->turn, freq, s->dim, &t->arena);
     attn_init(&t->at, &t->ops, &max, &t->arena);
     ops_act_init(&t->to, N_BATCH, s->n_head * s->dim, OPS_F32 | OPS_Q8, &t->arena);

@@ -498,6 +498,10 @@ static void test_stats(void **state) {
         kv += phase[i].kv_bytes;
     }
     assert_true(nsec > 0 && kv > 0);
+
+    /* five phases a layer, and the head */
+    assert_true(after.barriers > before.barriers);
+    assert_true(after.barriers - before.barriers <= 5 * info->n_layer + 1);
     free(logits);
     tear_down(&s);
 }

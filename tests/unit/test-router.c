@@ -87,6 +87,7 @@ static void test_group(void **state) {
     enum { N_EXPERT = 12, N_ROW = 40, K = 3 };
     struct arena measure, a;
     uint32_t id[N_ROW * K], n_slot = 0, seed = 1;
+    float weight[N_ROW * K];
     struct group g;
 
     arena_measure(&measure);
@@ -100,7 +101,9 @@ static void test_group(void **state) {
             for (uint32_t i = 0; i < K; i++) /* distinct in a row; never the last expert */
                 id[r * K + i] = (uint32_t)((seed = seed * 1664525 + 1013904223) >> 16) % 3 + 3 * i +
                                 (i < 2 ? 0 : 2);
-        group_rows(&g, id, n_row);
+        for (uint32_t i = 0; i < n_row * K; i++)
+            weight[i] = (float)i;
+        group_rows(&g, id, weight, n_row);
         n_slot = 0;
         for (uint32_t i = 0; i < g.n_expert; i++) {
             const struct group_expert *e = &g.expert[i];
@@ -113,15 +116,21 @@ static void test_group(void **state) {
             n_slot += e->n;
         }
         assert_int_equal(n_slot, n_row * K);
-        for (uint32_t r = 0; r < n_row; r++)
-            for (uint32_t i = 0; i < K; i++) {
-                uint32_t slot = g.slot[r * K + i], e = 0;
+        for (uint32_t i = 0; i < g.n_expert; i++)
+            for (uint32_t s = g.expert[i].first; s < g.expert[i].first + g.expert[i].n; s++) {
+                uint32_t at = (uint32_t)g.weight[s]; /* where the slot comes from */
 
-                assert_int_equal(g.row[slot], r);
-                while (g.expert[e].first + g.expert[e].n <= slot)
-                    e++;
-                assert_int_equal(g.expert[e].id, id[r * K + i]);
+                assert_int_equal(g.row[s], at / K);
+                assert_int_equal(g.expert[i].id, id[at]);
             }
+        for (uint32_t i = 0; i < g.n_expert; i++) {
+            const struct group_expert *e = &g.expert[i];
+            bool gap = false;
+
+            for (uint32_t s = e->first + 1; s < e->first + e->n; s++)
+                gap |= g.row[s] != g.row[s - 1] + 1;
+            assert_true(group_together(&g, e) == !gap);
+        }
     }
     arena_deinit(&a);
 }
