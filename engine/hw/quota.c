@@ -64,12 +64,39 @@ static uint64_t bytes_in(const char *dir, const char *name) {
     return n;
 }
 
+/* Sum of the lines "@key N" of @dir/memory.stat whose key is one of two. */
+static uint64_t stat_sum(const char *dir, const char *a, const char *b) {
+    char path[PATH_MAX], line[128], key[64];
+    AUTO(fclose) FILE *f = NULL;
+    uint64_t sum = 0, n;
+
+    if (snprintf(path, sizeof path, "%s/memory.stat", dir) >= (int)sizeof path)
+        return 0;
+    f = fopen(path, "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "%63s %" SCNu64, key, &n) == 2 &&
+            (strcmp(key, a) == 0 || strcmp(key, b) == 0))
+            sum += n;
+    return sum;
+}
+
+/* What is left of @limit when @used bytes are in use, of which those of @file, the page cache, are
+ * given back on demand. */
+static uint64_t left(uint64_t limit, uint64_t used, uint64_t file) {
+    if (limit == UINT64_MAX || used == UINT64_MAX)
+        return limit;
+    used -= file < used ? file : used;
+    return limit > used ? limit - used : 0;
+}
+
 static uint64_t memory_v2(const char *dir) {
-    return bytes_in(dir, "memory.max");
+    return left(bytes_in(dir, "memory.max"), bytes_in(dir, "memory.current"),
+                stat_sum(dir, "active_file", "inactive_file"));
 }
 
 static uint64_t memory_v1(const char *dir) {
-    return bytes_in(dir, "memory.limit_in_bytes");
+    return left(bytes_in(dir, "memory.limit_in_bytes"), bytes_in(dir, "memory.usage_in_bytes"),
+                stat_sum(dir, "total_active_file", "total_inactive_file"));
 }
 
 /* What a controller limits, and how to read it of one directory. */

@@ -5,7 +5,8 @@
  * quota - how many CPUs and how much memory the control group pays for
  *
  * Source: Documentation/admin-guide/cgroup-v2.rst (cpu.max, memory.max), scheduler/sched-bwc.rst
- *         (cpu.cfs_quota_us) and cgroup-v1/memory.rst (memory.limit_in_bytes) of the Linux kernel.
+ *         (cpu.cfs_quota_us) and cgroup-v1/memory.rst (memory.limit_in_bytes, memory.stat) of the
+ *         Linux kernel.
  */
 
 #include <stdint.h>
@@ -15,6 +16,6 @@
  * Return: CPUs, 0: no limit, or none that can be read. */
 uint32_t quota_cpu(const char *root);
 
-/* Bytes of memory to be had: free or free at once, and no more than the control groups allow in
- * all. UINT64_MAX: not known. */
+/* Bytes of memory to be had: free or free at once, and no more than what the control groups allow
+ * besides what they use. The page cache counts as free. UINT64_MAX: not known. */
 uint64_t quota_memory(const char *root);

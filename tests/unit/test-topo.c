@@ -262,6 +262,23 @@ static void test_quota_memory(void **state) {
     assert_int_equal(quota_memory(fake_root), 2 << 20);
     put("sys/fs/cgroup/memory/docker/memory.limit_in_bytes", "4096\n");
     assert_int_equal(quota_memory(fake_root), 4096);
+
+    /* what is used counts, but for the page cache */
+    put("sys/fs/cgroup/memory/docker/memory.usage_in_bytes", "3000\n");
+    assert_int_equal(quota_memory(fake_root), 1096);
+    put("sys/fs/cgroup/memory/docker/memory.stat",
+        "cache 900\ninactive_file 7\ntotal_inactive_file 500\ntotal_active_file 400\n");
+    assert_int_equal(quota_memory(fake_root), 1996);
+    put("sys/fs/cgroup/memory/docker/memory.usage_in_bytes", "30000\n");
+    assert_int_equal(quota_memory(fake_root), 0);
+    put("proc/self/cgroup", "0::/a/b\n");
+    put("sys/fs/cgroup/a/memory.max", "1048576\n");
+    put("sys/fs/cgroup/a/memory.current", "1000000\n");
+    put("sys/fs/cgroup/a/memory.stat", "anon 1\ninactive_file 100000\nactive_file 100000\n");
+    assert_int_equal(quota_memory(fake_root), 248576);
+    put("sys/fs/cgroup/a/b/memory.max", "max\n");
+    put("sys/fs/cgroup/a/b/memory.current", "800000\n");
+    assert_int_equal(quota_memory(fake_root), 248576);
 }
 
 static void test_quota_v1(void **state) {
