@@ -38,7 +38,6 @@ struct model_options {
     uint32_t n_batch;      /* rows of a step at most */
     uint32_t n_out;        /* rows of a step that may ask for logits at most */
     bool exact;            /* float activations everywhere; then weights stay as in the file */
-    bool no_blas;          /* never call OpenBLAS */
     bool no_pack;          /* weights stay as in the file */
     const char *cache_dir; /* packed weights are kept there as an image, see image.h; NULL: not */
     uint64_t reserve; /* bytes of memory the caller will use besides: when packed weights and this

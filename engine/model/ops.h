@@ -168,11 +168,3 @@ void ops_run(struct ops *ops, struct ops_task *task, uint32_t n);
 /* Angles of one position, [n][2] = cos, sin of pos * freq[i]. In double: at position 262143 a float
  * product would be off by 0.02 rad. */
 void ops_rope_angles(const double *freq, uint32_t n, pos_t pos, float *ret_cs);
-
-/* ---- OpenBLAS, or its absence: ops-blas.c or ops-blas-fallback.c ---- */
-
-bool ops_blas_present(void);
-void ops_blas_init(void); /* one thread a call: the pool is the threads */
-/* y[m][o] = sum_k w[o][k] x[m][k], o < n_out */
-void ops_blas_mul(const float *w, size_t w_stride, uint32_t n_out, uint32_t n_col, const float *x,
-                  size_t x_stride, uint32_t n_row, float *y, size_t y_stride);

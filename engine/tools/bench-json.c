@@ -95,7 +95,6 @@ void bench_json_run(const struct bench *b) {
     put_int(o, "step", a->step);
     put_int(o, "seed", a->seed);
     put_bool(o, "exact", a->exact);
-    put_bool(o, "blas", !a->no_blas);
     put_bool(o, "pack", !a->no_pack);
     put_bool(o, "alone", a->alone);
     put_num(o, "load_sec", b->load_sec);

@@ -101,7 +101,6 @@ int bench_own_load(struct bench_own *o, const char *cache_dir, double *ret_sec, 
         .n_batch = a->step > o->n_seq_max ? a->step : o->n_seq_max,
         .n_out = o->n_seq_max,
         .exact = a->exact,
-        .no_blas = a->no_blas,
         .no_pack = a->no_pack,
         .cache_dir = cache_dir,
     };

@@ -47,7 +47,7 @@ struct bench_args {
     struct bench_list batch, depth, threads; /* ascending */
     uint64_t seed;
     enum quant_fmt kv;
-    bool exact, no_blas, no_pack, alone, answer, any, busy, profile;
+    bool exact, no_pack, alone, answer, any, busy, profile;
 };
 
 /* ---- what is timed ---- */

@@ -40,7 +40,6 @@ int eval_model_open(struct eval *e, bool exact, uint32_t n_ctx, struct eval_mode
                                  .n_batch = ret->n_batch,
                                  .n_out = ret->n_batch,
                                  .exact = exact,
-                                 .no_blas = a->no_blas,
                                  .no_pack = a->no_pack,
                                  .cache_dir = a->cache_dir };
     static const struct weights_load whole;

@@ -28,7 +28,7 @@ struct eval_args {
     const char *perplexity, *tokenize, *tokenize_lines;
     uint32_t greedy, window, threads, batch, ctx;
     enum quant_fmt kv;
-    bool special, kl, exact, no_blas, no_pack, layers, ls, json;
+    bool special, kl, exact, no_pack, layers, ls, json;
 };
 
 struct eval {

@@ -39,7 +39,6 @@ static const char usage_text[] =
     "      --kv FORMAT     format of the key/value cache: f16, f32 or q8_0 (f16)\n"
     "      --cache-dir DIR  keep packed weights there, or take them from there\n"
     "      --exact         float activations everywhere\n"
-    "      --no-blas       never call OpenBLAS\n"
     "      --no-pack       weights stay as in the file\n"
     "      --help, --version\n";
 
@@ -78,7 +77,6 @@ enum {
     OPT_KV = 256,
     OPT_CACHE_DIR,
     OPT_EXACT,
-    OPT_NO_BLAS,
     OPT_NO_PACK,
     OPT_BUSY,
     OPT_VS,
@@ -113,7 +111,6 @@ static const struct option options[] = {
     { "kv", required_argument, NULL, OPT_KV },
     { "cache-dir", required_argument, NULL, OPT_CACHE_DIR },
     { "exact", no_argument, NULL, OPT_EXACT },
-    { "no-blas", no_argument, NULL, OPT_NO_BLAS },
     { "no-pack", no_argument, NULL, OPT_NO_PACK },
     { "help", no_argument, NULL, OPT_HELP },
     { "version", no_argument, NULL, OPT_VERSION },
@@ -141,7 +138,6 @@ static void parse_one(struct bench_args *a, int opt, const char *arg) {
     case OPT_SEED:    a->seed = arg_number("seed", optarg, 0, UINT32_MAX); break;
     case OPT_CACHE_DIR: a->cache_dir = optarg; break;
     case OPT_EXACT:   a->exact = true; break;
-    case OPT_NO_BLAS: a->no_blas = true; break;
     case OPT_NO_PACK: a->no_pack = true; break;
     case OPT_KV:      a->kv = arg_kv(optarg); break;
     case OPT_HELP:

@@ -35,7 +35,6 @@ static const char usage_text[] =
     "  --threads N            workers (one a usable core)\n"
     "  --batch N              tokens a step (128)\n"
     "  --ctx N                context (as long as the input needs)\n"
-    "  --no-blas              never call OpenBLAS\n"
     "  --no-pack              weights stay as in the file\n"
     "  --cache-dir DIR        keep packed weights there, or take them from there\n"
     "  --help, --version\n";
@@ -60,7 +59,6 @@ enum {
     OPT_THREADS,
     OPT_BATCH,
     OPT_CTX,
-    OPT_NO_BLAS,
     OPT_NO_PACK,
     OPT_CACHE_DIR,
     OPT_HELP,
@@ -87,7 +85,6 @@ static const struct option options[] = {
     { "threads", required_argument, NULL, OPT_THREADS },
     { "batch", required_argument, NULL, OPT_BATCH },
     { "ctx", required_argument, NULL, OPT_CTX },
-    { "no-blas", no_argument, NULL, OPT_NO_BLAS },
     { "no-pack", no_argument, NULL, OPT_NO_PACK },
     { "cache-dir", required_argument, NULL, OPT_CACHE_DIR },
     { "help", no_argument, NULL, OPT_HELP },
@@ -116,7 +113,6 @@ static void parse_one(struct eval_args *a, int opt, const char *arg) {
     case OPT_THREADS:        a->threads = arg_number("threads", optarg, 1, 1024); break;
     case OPT_BATCH:          a->batch = arg_number("batch", optarg, 1, 4096); break;
     case OPT_CTX:            a->ctx = arg_number("ctx", optarg, 1, 1 << 24); break;
-    case OPT_NO_BLAS:        a->no_blas = true; break;
     case OPT_NO_PACK:        a->no_pack = true; break;
     case OPT_CACHE_DIR:      a->cache_dir = optarg; break;
     case OPT_KV:             a->kv = arg_kv(optarg); break;

@@ -45,9 +45,7 @@ struct setup {
 };
 
 static struct model_options options(void) {
-    return (struct model_options){
-        .n_ctx = N_CTX, .n_batch = N_BATCH, .n_out = N_BATCH, .no_blas = true
-    };
+    return (struct model_options){ .n_ctx = N_CTX, .n_batch = N_BATCH, .n_out = N_BATCH };
 }
 
 static int try_model(struct setup *s, const char *name, uint32_t n_worker,
