@@ -5,6 +5,7 @@
 
 #include "engine/hw/topo.h"
 #include "engine/tools/arg.h"
+#include "engine/tools/bench-kern.h"
 #include "engine/tools/bench.h"
 
 /*
@@ -40,6 +41,7 @@ static const char usage_text[] =
     "      --cache-dir DIR  keep packed weights there, or take them from there\n"
     "      --exact         float activations everywhere\n"
     "      --no-pack       weights stay as in the file\n"
+    "      --kernels[=FORMAT]  time the matrix kernels alone; no model\n"
     "      --help, --version\n";
 
 enum { BLOCK_MAX = 1000, TOKEN_MAX = 1 << 24 };
@@ -87,6 +89,7 @@ enum {
     OPT_PROFILE,
     OPT_JSON,
     OPT_SEED,
+    OPT_KERNELS,
     OPT_HELP,
     OPT_VERSION,
 };
@@ -108,6 +111,7 @@ static const struct option options[] = {
     { "profile", no_argument, NULL, OPT_PROFILE },
     { "json", required_argument, NULL, OPT_JSON },
     { "seed", required_argument, NULL, OPT_SEED },
+    { "kernels", optional_argument, NULL, OPT_KERNELS },
     { "kv", required_argument, NULL, OPT_KV },
     { "cache-dir", required_argument, NULL, OPT_CACHE_DIR },
     { "exact", no_argument, NULL, OPT_EXACT },
@@ -140,6 +144,8 @@ static void parse_one(struct bench_args *a, int opt, const char *arg) {
     case OPT_EXACT:   a->exact = true; break;
     case OPT_NO_PACK: a->no_pack = true; break;
     case OPT_KV:      a->kv = arg_kv(optarg); break;
+    case OPT_KERNELS:
+        exit(bench_kern(optarg) < 0);
     case OPT_HELP:
         fputs(usage_text, stdout);
         exit(0);
