@@ -32,7 +32,7 @@ enum {
     ROW_MAX = 9,
 
     PACK_OUT = 48, /* groups of 16, 8 and 4 rows: 3, 6, 12 */
-    PACK_ROW = 9,
+    PACK_ROW = 13,
 };
 
 /* Where a block keeps its f16 scales; -1: no such field. */
@@ -466,44 +466,52 @@ static void test_pack(void **state) {
         }
 }
 
-/* The bits of y[m][o] are the same for any number of activation rows and groups around it. */
-static void test_pack_value_is_its_own(void **state) {
-    enum { N_ROW = 40, N_GROUP = 5, N_OUT = N_GROUP * 16 };
-    static float all[N_ROW * N_OUT], part[N_ROW * N_OUT];
-    uint8_t *plain = malloc(N_OUT * 768 * 2), *w = malloc(N_OUT * 768 * 2);
+enum { OWN_ROW = 70, OWN_GROUP = 5, OWN_OUT = OWN_GROUP * 16, OWN_COL = 4864 };
 
+/* y of all @n_row rows against y of a few of them, from some of the groups. */
+static void check_pack_parts(int t, enum quant_fmt fmt, uint32_t n_col, uint32_t n_row,
+                             uint32_t step) {
+    static float all[OWN_ROW * OWN_OUT], part[OWN_ROW * OWN_OUT];
+    static uint8_t plain[OWN_OUT * OWN_COL * 2], w[OWN_OUT * OWN_COL * 2];
+    const struct kern_pack *p = &tables[t].pack[fmt];
+    uint32_t n_out = OWN_GROUP * p->n_row;
+    size_t size = quant_row_size(fmt, n_col), group = p->n_row * size;
+    struct acts a = acts_new(n_row, n_col, 0);
+    struct kern_rows x = a.rows;
+
+    for (uint32_t o = 0; o < n_out; o++)
+        fill_row(fmt, plain + o * size, n_col, RANDOM);
+    for (uint32_t g = 0; g < OWN_GROUP; g++)
+        p->pack(plain + g * group, size, n_col, w + g * group);
+    p->mul(w, size, n_out, n_col, &x, all, n_out);
+    for (x.n_row = 1; x.n_row <= n_row; x.n_row += step) {
+        uint32_t m0 = rnd() % (n_row + 1 - x.n_row), g0 = rnd() % OWN_GROUP;
+        uint32_t n = (1 + rnd() % (OWN_GROUP - g0)) * p->n_row;
+
+        x.q = a.q + m0 * x.q_stride;
+        x.d = a.d + m0 * x.q_stride / 32;
+        x.s = a.s + m0 * x.q_stride / 16;
+        p->mul(w + g0 * group, size, n, n_col, &x, part, n);
+        for (uint32_t m = 0; m < x.n_row; m++)
+            if (memcmp(part + m * n, all + (m0 + m) * n_out + g0 * p->n_row, n * 4))
+                fail_msg("%s: %s: row %u differs among %u of %u columns", tiers[t]->name, p->layout,
+                         m, x.n_row, n_col);
+    }
+    acts_free(&a);
+}
+
+/* The bits of y[m][o] are the same for any number of activation rows and groups around it, also
+ * where columns or rows are more than a kernel takes at once. */
+static void test_pack_value_is_its_own(void **state) {
     (void)state;
     for (int t = 0; t < n_tier; t++)
-        for (enum quant_fmt fmt = 0; fmt < QUANT_FMT_N; fmt++) {
-            const struct kern_pack *p = &tables[t].pack[fmt];
-            uint32_t n_col = quant_info(fmt)->block == 256 ? 768 : 736, n_out = N_GROUP * p->n_row;
-            size_t size = quant_row_size(fmt, n_col), group = p->n_row * size;
-            struct acts a = acts_new(N_ROW, n_col, 0);
-            struct kern_rows x = a.rows;
+        for (enum quant_fmt fmt = 0; fmt < QUANT_FMT_N; fmt++)
+            if (tables[t].pack[fmt].n_row) {
+                bool k = quant_info(fmt)->block == 256;
 
-            for (uint32_t o = 0; o < n_out; o++)
-                fill_row(fmt, plain + o * size, n_col, RANDOM);
-            for (uint32_t g = 0; p->n_row && g < N_GROUP; g++)
-                p->pack(plain + g * group, size, n_col, w + g * group);
-            if (p->n_row)
-                p->mul(w, size, n_out, n_col, &x, all, N_OUT);
-            for (x.n_row = 1; p->n_row && x.n_row <= N_ROW; x.n_row++) {
-                uint32_t m0 = rnd() % (N_ROW + 1 - x.n_row), g0 = rnd() % N_GROUP;
-                uint32_t n = (1 + rnd() % (N_GROUP - g0)) * p->n_row;
-
-                x.q = a.q + m0 * x.q_stride;
-                x.d = a.d + m0 * x.q_stride / 32;
-                x.s = a.s + m0 * x.q_stride / 16;
-                p->mul(w + g0 * group, size, n, n_col, &x, part, n);
-                for (uint32_t m = 0; m < x.n_row; m++)
-                    if (memcmp(part + m * n, all + (m0 + m) * N_OUT + g0 * p->n_row, n * 4))
-                        fail_msg("%s: %s: row %u differs among %u", tiers[t]->name, p->layout, m,
-                                 x.n_row);
+                check_pack_parts(t, fmt, k ? 768 : 736, 40, 1);
+                check_pack_parts(t, fmt, k ? OWN_COL : OWN_COL - 32, OWN_ROW, 23);
             }
-            acts_free(&a);
-        }
-    free(plain);
-    free(w);
 }
 
 static void check_quantize(const float *x, size_t n) {
