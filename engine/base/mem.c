@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+#include <linux/mempolicy.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include "engine/base/mem.h"
@@ -51,6 +53,18 @@ int mem_map(size_t size, bool huge, void **ret_p) {
 void mem_unmap(void *p, size_t size) {
     if (p)
         (void)munmap(p, size); /* the kernel rounds up to pages */
+}
+
+int mem_on_node(void *p, size_t size, uint32_t node) {
+    enum { WORD = 8 * sizeof(unsigned long), N_NODE = 1024 /* the kernel's most */ };
+    unsigned long mask[N_NODE / WORD] = { 0 };
+
+    if (node >= N_NODE)
+        return err_new(-EINVAL);
+    mask[node / WORD] = 1ul << node % WORD;
+    if (syscall(SYS_mbind, p, size, MPOL_PREFERRED, mask, N_NODE + 1ul, 0u) < 0)
+        return err_new(-errno);
+    return 0;
 }
 
 int mem_put_file(void *p, size_t size, int fd, uint64_t at) {

@@ -31,6 +31,11 @@ int mem_map(size_t size, bool huge, void **ret_p);
 /* @size: as mapped. @p may be NULL. */
 void mem_unmap(void *p, size_t size);
 
+/* Take memory for [@p, @p + @size), page-aligned, from node @node, or another when it has none;
+ * only for pages not written yet. Return: 0, or -errno when there is no such node, or the kernel
+ * refuses: then pages come from the node of whoever writes first. */
+int mem_on_node(void *p, size_t size, uint32_t node);
+
 /* Put bytes [@at, @at + @size) of a file, read-only and shared, in the place of a part of a
  * mapping, or fresh pages again. Whoever reads there meanwhile sees what was there or what is.
  * @p, @at: page-aligned; with both at the same place in a huge page the kernel may use those

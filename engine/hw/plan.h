@@ -40,6 +40,12 @@ struct plan {
     uint32_t step;            /* from turn to turn: neighbours are far apart */
 };
 
+/* Rows of a matrix that lie together: of each shard, one after the other. */
+struct plan_part {
+    const uint8_t *data; /* of the first of them */
+    uint32_t end;        /* rows up to this one, from the end of the part before */
+};
+
 /**
  * plan_place() - choose the CPUs of workers
  * @n_worker:   >= 1. Fewer than there are cores are spread over them evenly, and so over nodes and

@@ -9,6 +9,8 @@
 #include "engine/hw/quota.h"
 #include "engine/model/gemma4-priv.h"
 
+enum { CUT_UNIT = 16 /* rows: the largest group of any packing, and of kernels' rows */ };
+
 /* Binding runs twice: the first time only to learn how much memory converted vectors take. */
 struct binder {
     struct gemma4 *g;
@@ -17,6 +19,7 @@ struct binder {
     struct why *why;
     bool pack;         /* plan to pack what can be */
     uint32_t n_in_one; /* matrices one below the other in a tensor */
+    bool gated;        /* gate or up: cut alike, and the next expert at the next turn */
     int layer;         /* -1: names are whole */
     int r;             /* first failure; everything after it is skipped */
 };
@@ -55,6 +58,12 @@ static size_t mat(struct binder *b, const char *name, uint32_t n_col, uint32_t n
                   uint32_t n_expert, bool optional, struct ops_mat *ret) {
     const struct tensor *t = find(b, name, n_col, n_out, n_expert, optional);
     const struct kern *k = b->g->ops.kern;
+    struct weights *w = &b->g->model.weights;
+    /* Experts whose products are summed are cut alike. A gated unit is a block of activations. */
+    struct weights_cut cut = { .n_out = n_out / b->n_in_one,
+                               .unit = b->gated ? KERN_Q8_BLOCK : CUT_UNIT,
+                               .turn = (uint32_t)(b->layer + 1),
+                               .alike = b->gated ? b->n_in_one : UINT32_MAX };
 
     *ret = (struct ops_mat){ 0 };
     if (!t)
@@ -68,8 +77,10 @@ static size_t mat(struct binder *b, const char *name, uint32_t n_col, uint32_t n
         .stride = quant_row_size(t->fmt, n_col), .n_out = n_out, .n_col = n_col, .fmt = t->fmt
     };
     if (b->pack)
-        b->r = weights_plan(&b->g->model.weights, t, n_out / b->n_in_one, &k->pack[t->fmt]);
-    ret->data = weights_at(&b->g->model.weights, t, &ret->pack);
+        b->r = weights_plan(w, t, &cut, &k->pack[t->fmt]);
+    ret->data = weights_at(w, t, &ret->pack);
+    ret->part = weights_parts(w, t);
+    ret->n_part = ret->part ? w->plan->n_shard : 0;
 
     return ret->stride * n_out;
 }
@@ -117,19 +128,20 @@ static void bind_experts(struct binder *b, struct gemma4_layer *l) {
     l->exp_down_size = mat(b, "ffn_down_exps.weight", ff, d, n, false, &l->exp_down);
 
     /* gate and up of an expert in one matrix, gate first, or in two */
+    b->gated = true;
     b->n_in_one = 2;
     size_t size = mat(b, "ffn_gate_up_exps.weight", d, 2 * ff, n, true, &l->exp_gate);
 
     b->n_in_one = 1;
     if (size) {
         l->exp_gate.n_out = ff;
-        l->exp_up = l->exp_gate;
-        l->exp_up.data = (const uint8_t *)l->exp_gate.data + ff * l->exp_gate.stride;
+        l->exp_up = ops_mat_next(&l->exp_gate, 1, ff * l->exp_gate.stride);
         l->exp_gate_size = l->exp_up_size = size;
     } else {
         l->exp_gate_size = mat(b, "ffn_gate_exps.weight", d, ff, n, false, &l->exp_gate);
         l->exp_up_size = mat(b, "ffn_up_exps.weight", d, ff, n, false, &l->exp_up);
     }
+    b->gated = false;
 }
 
 static void bind_layer(struct binder *b, struct gemma4_layer *l) {
@@ -149,8 +161,10 @@ static void bind_layer(struct binder *b, struct gemma4_layer *l) {
     l->attn_post_norm = vec(b, "post_attention_norm.weight", d, 1, false);
 
     l->ffn_norm = vec(b, "ffn_norm.weight", d, 1, false);
+    b->gated = true;
     mat(b, "ffn_gate.weight", d, l->conf->n_ff, 1, false, &l->gate);
     mat(b, "ffn_up.weight", d, l->conf->n_ff, 1, false, &l->up);
+    b->gated = false;
     mat(b, "ffn_down.weight", l->conf->n_ff, d, 1, false, &l->down);
     l->ffn_post_norm = vec(b, "post_ffw_norm.weight", d, 1, false);
     l->scale = vec(b, "layer_output_scale.weight", 1, 1, true);
@@ -233,7 +247,7 @@ int gemma4_bind(struct gemma4 *g, const struct gguf *gguf, const struct model_op
     struct binder b = { .g = g, .gguf = gguf, .arena = &measure, .why = why, .n_in_one = 1 };
     int r;
 
-    r = weights_init(&g->model.weights, gguf);
+    r = weights_init(&g->model.weights, gguf, g->model.plan);
     if (r != 0)
         return err_up(r);
     b.pack = !opt->exact && !opt->no_pack;

@@ -212,11 +212,10 @@ static uint32_t expert_tasks(struct gemma4 *g, struct ops_task *gathered, struct
 
     for (uint32_t i = 0; i < n; i++) {
         const struct group_expert *e = &group->expert[i];
-        struct ops_mat gate = l->exp_gate, up = l->exp_up, down = l->exp_down;
+        struct ops_mat gate = ops_mat_next(&l->exp_gate, e->id, l->exp_gate_size);
+        struct ops_mat up = ops_mat_next(&l->exp_up, e->id, l->exp_up_size);
+        struct ops_mat down = ops_mat_next(&l->exp_down, e->id, l->exp_down_size);
 
-        gate.data = (const uint8_t *)gate.data + e->id * l->exp_gate_size;
-        up.data = (const uint8_t *)up.data + e->id * l->exp_up_size;
-        down.data = (const uint8_t *)down.data + e->id * l->exp_down_size;
         t[i] = product_glu(&gate, &up,
                            group_together(group, e)
                                ? ops_act_rows(&g->moe_in, group->row[e->first], e->n)

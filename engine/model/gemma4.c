@@ -56,7 +56,7 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
 
 static int init_ops(struct gemma4 *g, const struct kern *kern, struct pool *pool,
                     const struct model_options *opt, struct arena *a) {
-    int r = ops_init(&g->ops, kern, pool, a);
+    int r = ops_init(&g->ops, kern, pool, g->model.plan, a);
 
     g->ops.exact = opt->exact;
     return err_up(r);
@@ -92,6 +92,7 @@ static struct model *gemma4_free(struct model *m) {
         arena_deinit(&g->memory);
         arena_deinit(&g->weights);
         weights_deinit(&g->model.weights);
+        plan_free(g->model.plan);
         free(g);
     }
     return NULL;
@@ -135,6 +136,14 @@ static const char *const phase_name[GEMMA4_PHASE_N] = {
     [GEMMA4_HEAD] = "head",
 };
 
+static int make_plan(struct gemma4 *g, const struct gguf *gguf, const struct pool *pool) {
+    uint64_t bytes = 0;
+
+    for (uint32_t i = 0; i < gguf_n_tensor(gguf); i++)
+        bytes += gguf_tensor_at(gguf, i)->size;
+    return err_up(plan_new(&g->model.plan, pool_cpus(pool), pool_n_worker(pool), bytes));
+}
+
 static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const struct kern *kern,
                       struct pool *pool, const struct model_options *opt, struct why *why) {
     AUTO(gemma4_free) struct gemma4 *g = calloc(1, sizeof *g);
@@ -153,7 +162,9 @@ static int gemma4_new(struct model **ret_model, const struct gguf *gguf, const s
     g->ops.kern =
         kern; /* which formats have kernels, and what form they read, is all gemma4_bind() asks */
     g->ops.exact = opt->exact;
-    r = gemma4_bind(g, gguf, opt, why);
+    r = make_plan(g, gguf, pool);
+    if (r == 0)
+        r = gemma4_bind(g, gguf, opt, why);
     if (r != 0)
         return err_up(r);
     r = init_step(g, kern, pool, opt, why);

@@ -13,6 +13,7 @@ struct model {
     struct model_info info;
     const struct kv_layer_shape *kv_layer; /* [info.n_layer] */
     uint32_t n_batch, n_out;
+    struct plan *plan;
     struct weights weights;
     struct pool *pool;
     struct ops *ops;

@@ -106,6 +106,19 @@ void model_keep_wait(struct model *m) {
     weights_keep_wait(&m->weights);
 }
 
+bool model_shard(const struct model *m, uint32_t i, struct model_shard *ret) {
+    const struct plan_shard *s;
+
+    if (i >= m->plan->n_shard)
+        return false;
+    s = &m->plan->shard[i];
+    *ret = (struct model_shard){ .node = s->node_os,
+                                 .cpu = pool_cpus(m->pool) + s->first,
+                                 .n_cpu = s->n_worker,
+                                 .bytes = m->weights.shard[i].size };
+    return true;
+}
+
 const struct model_info *model_info(const struct model *m) {
     return &m->info;
 }

@@ -79,6 +79,16 @@ int model_load(struct model *m, const struct weights_load *load, struct why *why
 /* Wait until the image is written, if one is. */
 void model_keep_wait(struct model *m);
 
+/* What one memory node, or last-level cache, serves; see plan.h. */
+struct model_shard {
+    uint32_t node;              /* the kernel's number */
+    const struct topo_cpu *cpu; /* [n_cpu] of its workers, borrowed */
+    uint32_t n_cpu;
+    uint64_t bytes; /* of weights in its memory; others stay in the file's mapping */
+};
+/* The @i-th. Return: false when there is none. */
+bool model_shard(const struct model *m, uint32_t i, struct model_shard *ret);
+
 const struct model_info *model_info(const struct model *m);
 
 /* The cache this model needs for @n_seq sequences. @ret->layer is borrowed from the model. */

@@ -21,12 +21,24 @@ struct ops_share {
     _Alignas(128) _Atomic uint64_t left;
 };
 
-int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, struct arena *a) {
-    *ops = (struct ops){ .kern = kern, .pool = pool, .n_worker = pool_n_worker(pool) };
+/* The rows of a product, or items of @fn, that are one shard's. */
+struct ops_cut {
+    struct ops_task *task;
+    uint32_t first; /* number of the first item */
+    uint32_t row, end;
+};
+
+int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, const struct plan *plan,
+             struct arena *a) {
+    *ops =
+        (struct ops){ .kern = kern, .pool = pool, .plan = plan, .n_worker = pool_n_worker(pool) };
+    assert(plan->n_worker == ops->n_worker);
     ops->phase = &ops->outside;
     /* arena pieces are aligned to 64, a share wants 128 */
     uintptr_t at = (uintptr_t)arena_alloc(a, OPS_STAGES * ops->n_worker + 1, sizeof *ops->share);
     ops->share = (struct ops_share *)((at + 127) & ~(uintptr_t)127);
+    ops->cut = arena_alloc(a, OPS_TASK_MAX, plan->n_shard * sizeof *ops->cut);
+    ops->end = arena_alloc(a, OPS_STAGES, plan->n_shard * sizeof *ops->end);
     ops->scratch = arena_alloc(a, ops->n_worker, OPS_SCRATCH * sizeof(float));
 
     return a->failed ? err_new(-ENOMEM) : 0;
@@ -136,16 +148,26 @@ struct kern_rows ops_act_rows(const struct ops_act *x, uint32_t first, uint32_t 
 
 /* ---- products ---- */
 
+/* Rows from @row on, the first of a group, as far as they are one shard's. */
+static const uint8_t *rows_at(const struct ops_mat *m, uint32_t row) {
+    const struct plan_part *p = m->part;
+    uint32_t first = 0;
+
+    if (!p)
+        return (const uint8_t *)m->data + row * m->stride;
+    for (; row >= p->end; p++)
+        first = p->end;
+    return p->data + (row - first) * m->stride;
+}
+
 void ops_mat_row(const struct kern *k, const struct ops_mat *m, uint32_t row, float *ret) {
-    const uint8_t *data = m->data;
+    uint32_t i = m->pack ? row % m->pack->n_row : 0;
+    const uint8_t *data = rows_at(m, row - i);
 
-    if (m->pack) {
-        uint32_t i = row % m->pack->n_row;
-
-        m->pack->decode_row(data + (row - i) * m->stride, i, m->n_col, ret);
-    } else {
-        k->decode[m->fmt](data + row * m->stride, ret, m->n_col);
-    }
+    if (m->pack)
+        m->pack->decode_row(data, i, m->n_col, ret);
+    else
+        k->decode[m->fmt](data, ret, m->n_col);
 }
 
 /* Weight bytes and arithmetic of one output row, in bytes streamed. */
@@ -156,10 +178,9 @@ static size_t row_cost(const struct ops_mat *w, uint32_t n_row) {
 static void mul(const struct ops *ops, const struct ops_mat *w, uint32_t begin, uint32_t n,
                 const struct kern_rows *x, float *y, size_t y_stride) {
     const struct kern *k = ops->kern;
-    const uint8_t *rows = (const uint8_t *)w->data + begin * w->stride;
     kern_mul_fn *fn = w->pack ? w->pack->mul : ops->exact ? k->mul_exact[w->fmt] : k->mul[w->fmt];
 
-    fn(rows, w->stride, n, w->n_col, x, y, y_stride);
+    fn(rows_at(w, begin), w->stride, n, w->n_col, x, y, y_stride);
 }
 
 static struct kern_rows rows_from(const struct kern_rows *x, uint32_t first, uint32_t n) {
@@ -204,18 +225,18 @@ static void mul_sum(const struct ops *ops, const struct ops_task *t, uint32_t be
 
 /* ---- phases: items ---- */
 
-static struct ops_task *task_of(struct ops_task *task, uint32_t n, uint32_t item) {
+static const struct ops_cut *cut_of(const struct ops_cut *cut, uint32_t n, uint32_t item) {
     uint32_t lo = 0, hi = n;
 
-    while (hi - lo > 1) { /* the last task whose first item is not after this one */
+    while (hi - lo > 1) { /* the last whose first item is not after this one */
         uint32_t mid = lo + (hi - lo) / 2;
 
-        if (task[mid].first <= item)
+        if (cut[mid].first <= item)
             lo = mid;
         else
             hi = mid;
     }
-    return &task[lo];
+    return &cut[lo];
 }
 
 /* Others that share the product @t is in wait for what it needs as well. */
@@ -224,14 +245,13 @@ static void await(struct ops *ops, const struct ops_task *t) {
         pool_await(ops->pool, &t->need->is_done);
 }
 
-static void product_items(struct ops *ops, const struct ops_task *t, uint32_t item, uint32_t n_item,
-                          uint32_t worker) {
-    uint32_t begin = (item - t->first) * t->slab, end = begin + n_item * t->slab, n;
+static void product_rows(struct ops *ops, const struct ops_task *t, uint32_t begin, uint32_t end,
+                         uint32_t worker) {
+    uint32_t n;
     uint32_t n_row = t->x.n_row < OPS_CHUNK ? t->x.n_row : OPS_CHUNK;
     uint32_t n_max = OPS_SCRATCH / n_row / OPS_STEP * OPS_STEP;
     float *scratch = scratch_of(ops, worker);
 
-    end = end < t->w.n_out ? end : t->w.n_out;
     if (!t->w2.data) {
         await(ops, t);
         mul(ops, &t->w, begin, end - begin, &t->x, t->y + begin, t->y_stride);
@@ -246,12 +266,10 @@ static void product_items(struct ops *ops, const struct ops_task *t, uint32_t it
     }
 }
 
-static void sum_items(struct ops *ops, const struct ops_task *t, uint32_t item, uint32_t n_item,
-                      uint32_t worker) {
-    uint32_t begin = (item - t->first) * t->slab, end = begin + n_item * t->slab, n;
-    uint32_t n_max = OPS_SCRATCH / OPS_CHUNK / OPS_STEP * OPS_STEP;
+static void sum_rows(struct ops *ops, const struct ops_task *t, uint32_t begin, uint32_t end,
+                     uint32_t worker) {
+    uint32_t n_max = OPS_SCRATCH / OPS_CHUNK / OPS_STEP * OPS_STEP, n;
 
-    end = end < t->w.n_out ? end : t->w.n_out;
     for (; begin < end; begin += n) {
         n = end - begin < n_max ? end - begin : n_max;
         for (uint32_t r = 0; r < t->n_y; r++)
@@ -271,26 +289,37 @@ static void finish_items(struct ops *ops, struct ops_task *t, uint32_t n, uint32
     pool_post(&t->is_done);
 }
 
-/* Items [item, item + n) of the phase. When the step is stopped they count as done, so that nobody
- * waits for them. */
-static void run_range(struct ops *ops, struct ops_task *task, uint32_t n_task, uint32_t item,
-                      uint32_t n, uint32_t worker) {
-    while (n > 0) {
-        struct ops_task *t = task_of(task, n_task, item);
-        uint32_t left = t->first + t->n_item - item, take = n < left ? n : left;
+/* Items @item to @item + @n - 1 of a cut. */
+static void run_items(struct ops *ops, const struct ops_cut *c, uint32_t item, uint32_t n,
+                      uint32_t worker) {
+    const struct ops_task *t = c->task;
+    uint32_t begin = c->row + (item - c->first) * t->slab;
+    uint32_t end = c->end - begin < n * t->slab ? c->end : begin + n * t->slab;
 
-        if (!ops_stopped(ops)) {
-            if (t->fn) {
-                await(ops, t);
-                for (uint32_t i = 0; i < take && !ops_stopped(ops); i++)
-                    t->fn(t->arg, item - t->first + i, worker);
-            } else if (t->row) {
-                sum_items(ops, t, item, take, worker);
-            } else {
-                product_items(ops, t, item, take, worker);
-            }
-        }
-        finish_items(ops, t, take, worker);
+    if (t->row) {
+        sum_rows(ops, t, begin, end, worker);
+    } else if (!t->fn) {
+        product_rows(ops, t, begin, end, worker);
+    } else {
+        await(ops, t);
+        for (uint32_t i = begin; i < end && !ops_stopped(ops); i++)
+            t->fn(t->arg, i, worker);
+    }
+}
+
+static uint32_t n_items(const struct ops_cut *c) {
+    return (c->end - c->row + c->task->slab - 1) / c->task->slab;
+}
+
+/* Items @item to @item + @n - 1 of the phase. When the step is stopped they count as done, so that
+ * nobody waits for them. */
+static void run_range(struct ops *ops, uint32_t n_cut, uint32_t item, uint32_t n, uint32_t worker) {
+    for (const struct ops_cut *c = cut_of(ops->cut, n_cut, item); n > 0; c++) {
+        uint32_t left = c->first + n_items(c) - item, take = n < left ? n : left;
+
+        if (!ops_stopped(ops))
+            run_items(ops, c, item, take, worker);
+        finish_items(ops, c->task, take, worker);
         item += take;
         n -= take;
     }
@@ -300,9 +329,7 @@ static void run_range(struct ops *ops, struct ops_task *task, uint32_t n_task, u
 
 struct run {
     struct ops *ops;
-    struct ops_task *task;
-    uint32_t n_task;
-    uint32_t end[OPS_STAGES];      /* one past the last item of a stage */
+    uint32_t n_cut, n_item;
     uint32_t take_max[OPS_STAGES]; /* items taken at once at most */
     size_t cost[OPS_STAGES];       /* of a stage's items, all together */
     _Atomic uint64_t busy_nsec;
@@ -335,16 +362,20 @@ static uint32_t take_items(struct ops_share *s, bool own, uint32_t max, uint32_t
 static void run_shares(void *arg, uint32_t worker, uint32_t n_active) {
     struct run *run = arg;
     struct ops *ops = run->ops;
+    const struct plan_shard *own = &ops->plan->shard[plan_shard_of(ops->plan, worker)];
     uint32_t n_worker = ops->n_worker;
     uint64_t since = ops->timed ? now_nsec() : 0;
 
     for (uint32_t stage = 0; stage < OPS_STAGES; stage++)
         for (uint32_t i = 0; i < n_worker; i++) {
-            uint32_t whose = (worker + i) % n_worker, item, n;
+            uint32_t whose = i < own->n_worker
+                                 ? own->first + (worker - own->first + i) % own->n_worker
+                                 : (own->first + i) % n_worker;
             struct ops_share *s = &ops->share[stage * n_worker + whose];
+            uint32_t item, n;
 
             while ((n = take_items(s, i == 0, run->take_max[stage], &item)) > 0)
-                run_range(ops, run->task, run->n_task, item, n, worker);
+                run_range(ops, run->n_cut, item, n, worker);
         }
     if (ops->timed)
         atomic_fetch_add_explicit(&run->busy_nsec, now_nsec() - since, memory_order_relaxed);
@@ -352,23 +383,27 @@ static void run_shares(void *arg, uint32_t worker, uint32_t n_active) {
 
 static void share_out(struct run *run) {
     struct ops *ops = run->ops;
-    uint32_t first = 0;
+    uint32_t n_shard = ops->plan->n_shard, first = 0, begin, end;
 
     for (uint32_t stage = 0; stage < OPS_STAGES; stage++) {
-        uint32_t n = run->end[stage] - first;
+        uint32_t n = ops->end[stage * n_shard + n_shard - 1] - first;
 
         run->take_max[stage] = 1;
         if (n > 0 && run->cost[stage] / n < OPS_TAKE_MAX)
             run->take_max[stage] = (uint32_t)(OPS_TAKE_MAX / (run->cost[stage] / n + 1));
-        for (uint32_t w = 0; w < ops->n_worker; w++) {
-            uint32_t begin, end;
+        for (uint32_t s = 0; s < n_shard; s++) {
+            const struct plan_shard *shard = &ops->plan->shard[s];
+            struct ops_share *share = &ops->share[stage * ops->n_worker + shard->first];
 
-            pool_slice(n, 1, w, ops->n_worker, &begin, &end);
-            atomic_store_explicit(&ops->share[stage * ops->n_worker + w].left,
-                                  (uint64_t)(first + begin) << 32 | (first + end),
-                                  memory_order_relaxed);
+            n = ops->end[stage * n_shard + s] - first;
+            for (uint32_t w = 0; w < shard->n_worker; w++) {
+                pool_slice(n, 1, w, shard->n_worker, &begin, &end);
+                atomic_store_explicit(&share[w].left,
+                                      (uint64_t)(first + begin) << 32 | (first + end),
+                                      memory_order_relaxed);
+            }
+            first += n;
         }
-        first = run->end[stage];
     }
 }
 
@@ -381,7 +416,7 @@ static void run_tasks(struct run *run) {
     if (cost < OPS_SERIAL) {
         uint64_t since = ops->timed ? now_nsec() : 0;
 
-        run_range(ops, run->task, run->n_task, 0, run->end[OPS_STAGES - 1], 0);
+        run_range(ops, run->n_cut, 0, run->n_item, 0);
         if (ops->timed)
             ops->phase->busy_nsec += now_nsec() - since;
         return;
@@ -461,35 +496,74 @@ static size_t link_tasks(struct ops *ops, struct ops_task *task, uint32_t n) {
     return total;
 }
 
+/* Rows, or items of its function, of a task. */
+static uint32_t n_rows(const struct ops_task *t) {
+    return t->fn ? t->n_item : t->w.n_out;
+}
+
+/* Where the rows of shard @s end. */
+static uint32_t shard_end(const struct ops *ops, const struct ops_task *t, uint32_t s) {
+    const struct plan_part *part = t->fn ? NULL : t->w.part ? t->w.part : t->w2.part;
+
+    if (!part)
+        return plan_cut(ops->plan, n_rows(t), t->fn ? 1 : row_step(t), 0, s + 1);
+    assert(!t->w2.part || part[s].end == t->w2.part[s].end);
+    return part[s].end;
+}
+
+/* Output rows an item of @t, if it is to cost @want. */
+static uint32_t slab_of(const struct ops_task *t, size_t want) {
+    size_t cost = slab_cost(t);
+    size_t slab = round_up(want / cost + 1, t->row ? OPS_SUM_STEP : row_step(t));
+
+    return (uint32_t)(slab < t->w.n_out ? slab : round_up(t->w.n_out, row_step(t)));
+}
+
+/* Cut the tasks of one stage, @task [n], and number their items: shard by shard. */
+static void cut_stage(struct run *run, uint32_t stage, struct ops_task *task, uint32_t n) {
+    struct ops *ops = run->ops;
+    uint32_t n_shard = ops->plan->n_shard;
+
+    for (uint32_t s = 0; s < n_shard; s++) {
+        for (uint32_t i = 0; i < n; i++) {
+            struct ops_cut *c = &ops->cut[run->n_cut];
+
+            if (!task[i].fn && task[i].n_sum == 0)
+                continue;
+            *c = (struct ops_cut){ .task = &task[i], .first = run->n_item };
+            c->row = s == 0 ? 0 : shard_end(ops, &task[i], s - 1);
+            c->end = shard_end(ops, &task[i], s);
+            if (c->row == c->end)
+                continue;
+            task[i].left += n_items(c);
+            run->n_item += n_items(c);
+            run->n_cut++;
+        }
+        ops->end[stage * n_shard + s] = run->n_item;
+    }
+    for (uint32_t i = 0; i < n; i++)
+        atomic_store_explicit(&task[i].is_done, task[i].left == 0, memory_order_relaxed);
+}
+
 void ops_run(struct ops *ops, struct ops_task *task, uint32_t n) {
-    struct run run = { .ops = ops, .task = task, .n_task = n };
+    struct run run = { .ops = ops };
     size_t total = link_tasks(ops, task, n), want = total / ((size_t)ops->n_worker * OPS_ITEMS);
-    uint32_t n_item = 0;
+    uint32_t first = 0, i = 0;
 
     assert(n > 0 && n <= OPS_TASK_MAX);
     if (want < OPS_ITEM_MIN)
         want = OPS_ITEM_MIN;
-    for (uint32_t i = 0; i < n; i++) {
-        struct ops_task *t = &task[i];
+    for (uint32_t stage = 0; stage < OPS_STAGES; stage++, first = i) {
+        for (; i < n && task[i].stage == stage; i++) {
+            struct ops_task *t = &task[i];
 
-        if (!t->fn && t->n_sum > 0) {
-            size_t cost = slab_cost(t),
-                   slab = round_up(want / cost + 1, t->row ? OPS_SUM_STEP : row_step(t));
-
-            t->slab = (uint32_t)(slab < t->w.n_out ? slab : round_up(t->w.n_out, row_step(t)));
-            t->n_item = (t->w.n_out + t->slab - 1) / t->slab;
-            run.cost[t->stage] += cost * t->w.n_out;
-        } else if (!t->fn) {
-            t->n_item = 0;
-        } else {
-            run.cost[t->stage] += t->cost * t->n_item;
+            t->slab = t->fn || t->n_sum == 0 ? 1 : slab_of(t, want);
+            run.cost[stage] += t->fn      ? t->cost * t->n_item
+                               : t->n_sum ? slab_cost(t) * t->w.n_out
+                                          : 0;
+            atomic_store_explicit(&t->left, 0, memory_order_relaxed);
         }
-        t->first = n_item;
-        n_item += t->n_item;
-        for (uint32_t stage = t->stage; stage < OPS_STAGES; stage++)
-            run.end[stage] = n_item;
-        atomic_store_explicit(&t->left, t->n_item, memory_order_relaxed);
-        atomic_store_explicit(&t->is_done, t->n_item == 0, memory_order_relaxed);
+        cut_stage(&run, stage, task + first, i - first);
     }
     run_tasks(&run);
 }

@@ -4,9 +4,11 @@
 /*
  * ops - what forward passes are written in: kernels spread over the pool, no model knowledge
  *
- * Work is cut into items; each worker has an even run of them and, when it is through, takes items
- * that others have not begun. An item computes the same values whoever runs it, and how items are
- * cut never changes a value, so results do not depend on the number of workers.
+ * Work is cut into items, by shards (plan.h): products where the rows of matrices lie, all else by
+ * the number of workers. Each worker has an even run of its shard's and, when it is through,
+ * takes items that others have not begun, last those of other shards. An item computes the same
+ * values whoever runs it, and how items are cut never changes a value, so results do not depend on
+ * the number of workers or shards.
  *
  * Owner:   the engine thread; items run on the pool's workers.
  * Memory:  none of its own but the caller's arena; nothing here allocates after ops_init().
@@ -17,6 +19,7 @@
 #include <stdint.h>
 
 #include "engine/base/arena.h"
+#include "engine/hw/plan.h"
 #include "engine/hw/pool.h"
 #include "engine/kern/kern.h"
 #include "engine/kv/kvcache.h"
@@ -39,11 +42,13 @@ struct ops_phase {
     uint64_t kv_bytes;          /* blocks of keys and values read, once an item */
 };
 
+struct ops_cut;   /* a shard's items of a task */
 struct ops_share; /* items of one worker not begun yet, on a cache line of its own */
 
 struct ops {
     const struct kern *kern;
     struct pool *pool;
+    const struct plan *plan;
     uint32_t n_worker;
     bool exact;               /* float activations for every format */
     const atomic_bool *stop;  /* set: items not begun are dropped; NULL: never */
@@ -51,12 +56,15 @@ struct ops {
     struct ops_phase *phase;  /* the one that counts now */
     bool timed;
     uint64_t since;          /* nsec, when it was entered */
+    struct ops_cut *cut;     /* [OPS_TASK_MAX * n_shard] */
+    uint32_t *end;           /* [OPS_STAGES][n_shard], one past the last item */
     struct ops_share *share; /* [OPS_STAGES][n_worker] */
     float *scratch;          /* [n_worker][OPS_SCRATCH] */
 };
 
-/* Return: 0, or -ENOMEM when @a does not hold it. */
-int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, struct arena *a);
+/* @plan: of the pool's workers. Return: 0, or -ENOMEM when @a does not hold it. */
+int ops_init(struct ops *ops, const struct kern *kern, struct pool *pool, const struct plan *plan,
+             struct arena *a);
 
 /* From now on @phase counts. */
 void ops_enter(struct ops *ops, struct ops_phase *phase);
@@ -84,7 +92,19 @@ struct ops_mat {
     uint32_t n_out, n_col;
     enum quant_fmt fmt;
     const struct kern_pack *pack; /* NULL: as in the file */
+    const struct plan_part *part; /* [n_part] where its rows lie; NULL: all at data */
+    uint32_t n_part;
 };
+
+/* The @i-th behind @m of matrices like it, @size bytes from one to the next. */
+static inline struct ops_mat ops_mat_next(const struct ops_mat *m, uint32_t i, size_t size) {
+    struct ops_mat next = *m;
+
+    if (m->part)
+        next.part += size / (m->n_out * m->stride) * m->n_part * i;
+    next.data = m->part ? next.part->data : (const uint8_t *)m->data + i * size;
+    return next;
+}
 
 /* Row @row of @m to f32 [n_col]. */
 void ops_mat_row(const struct kern *k, const struct ops_mat *m, uint32_t row, float *ret);
@@ -154,7 +174,7 @@ struct ops_task {
     uint32_t done_item;
 
     /* set by ops_run() */
-    uint32_t stage, first, slab, n_sum; /* first item, output rows an item, tasks of its sum */
+    uint32_t stage, slab, n_sum; /* output rows an item, tasks of its sum */
     bool counted;
     atomic_uint left, is_done; /* items not done */
 };

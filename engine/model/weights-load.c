@@ -31,9 +31,8 @@ enum {
 /* A tensor, cut into items: slabs to read and pack, or chunks to page in. Or the image, cut into
  * slabs to page in and check. */
 struct piece {
-    const struct tensor *t; /* NULL: the image */
-    const struct kern_pack *pack;
-    uint8_t *to;
+    const struct tensor *t;            /* NULL: the image */
+    const struct weights_place *place; /* NULL: it stays in the file's mapping */
     uint64_t size;
     uint32_t first; /* its first item */
     size_t step;    /* bytes an item */
@@ -151,7 +150,7 @@ static int read_slab(const struct loader *l, const struct source *s, uint8_t *bu
 
 static int load_slab(struct loader *l, const struct piece *p, size_t at, size_t n,
                      uint32_t worker) {
-    const struct kern_pack *pack = p->pack;
+    const struct kern_pack *pack = p->place->pack;
     size_t stride = quant_row_size(p->t->fmt, p->t->ne[0]), group = stride * pack->n_row;
     const uint8_t *src;
     int r;
@@ -161,7 +160,8 @@ static int load_slab(struct loader *l, const struct piece *p, size_t at, size_t 
     if (r < 0)
         return err_up(r);
     for (size_t i = 0; i < n; i += group)
-        pack->pack(src + i, stride, (uint32_t)p->t->ne[0], p->to + at + i);
+        pack->pack(src + i, stride, (uint32_t)p->t->ne[0],
+                   weights_group_at(l->w, p->place, (at + i) / stride, stride));
     return 0;
 }
 
@@ -172,11 +172,12 @@ static int load_image(struct loader *l, const struct piece *p, size_t at, size_t
     uint64_t data_at;
     int fd = image_fd(l->w->image, &data_at);
     bool cached = is_cached(fd, n, data_at + at);
-    int r = page_in(p->to + at, n);
+    const uint8_t *to = l->w->base + at;
+    int r = page_in(to, n);
 
     if (r < 0)
         return err_up(r);
-    if (!cached && !image_slab_ok(l->w->image, at / IMAGE_SLAB, p->to + at, n))
+    if (!cached && !image_slab_ok(l->w->image, at / IMAGE_SLAB, to, n))
         atomic_store(&l->damaged, true);
     return 0;
 }
@@ -185,7 +186,7 @@ static int load_item(struct loader *l, const struct piece *p, size_t at, size_t 
                      uint32_t worker) {
     if (!p->t)
         return err_up(load_image(l, p, at, n));
-    return err_up(p->pack ? load_slab(l, p, at, n, worker) : load_chunk(l, p, at, n));
+    return err_up(p->place ? load_slab(l, p, at, n, worker) : load_chunk(l, p, at, n));
 }
 
 static const struct piece *piece_of(const struct loader *l, uint32_t item) {
@@ -250,11 +251,10 @@ static int add_tensor(struct loader *l, uint32_t i) {
     const struct tensor *t = gguf_tensor_at(l->w->gguf, i);
     struct piece p = { .t = t, .size = t->size, .step = WEIGHTS_CHUNK };
 
-    (void)weights_at(l->w, t, &p.pack);
-    if (p.pack) {
-        size_t group = p.pack->n_row * quant_row_size(t->fmt, t->ne[0]);
+    if (l->w->base && l->w->place[i].pack) {
+        size_t group = l->w->place[i].pack->n_row * quant_row_size(t->fmt, t->ne[0]);
 
-        p.to = l->w->base + l->w->place[i].at;
+        p.place = &l->w->place[i];
         p.step = group < WEIGHTS_SLAB ? WEIGHTS_SLAB / group * group : group;
         if (p.step > l->bounce_size)
             l->bounce_size = p.step;
@@ -272,8 +272,7 @@ static int plan_items(struct loader *l) {
     if (!l->piece)
         return err_new(-ENOMEM);
     if (l->w->mapped)
-        r = add_piece(l,
-                      &(struct piece){ .to = l->w->base, .size = l->w->size, .step = IMAGE_SLAB });
+        r = add_piece(l, &(struct piece){ .size = l->w->size, .step = IMAGE_SLAB });
     for (uint32_t i = 0; i < gguf_n_tensor(g) && r == 0; i++)
         if (gguf_tensor_at(g, i)->size && !(l->w->mapped && l->w->place[i].pack))
             r = add_tensor(l, i);
@@ -394,6 +393,19 @@ static int load_all(struct loader *l, struct pool *pool, struct why *why) {
     return 0;
 }
 
+/* Write to the pages of a worker's shard first: they are then from its node. */
+static void touch_pages(void *arg, uint32_t worker, uint32_t n_worker) {
+    const struct weights *w = arg;
+    const struct plan_shard *s = &w->plan->shard[plan_shard_of(w->plan, worker)];
+    const struct weights_shard *m = &w->shard[s - w->plan->shard];
+    uint32_t n_page = (uint32_t)((m->size + MEM_HUGE - 1) / MEM_HUGE), begin, end;
+
+    pool_slice(n_page, 1, worker - s->first, s->n_worker, &begin, &end);
+    for (size_t at = (size_t)begin * MEM_HUGE; at < (size_t)end * MEM_HUGE && at < m->size;
+         at += (size_t)sysconf(_SC_PAGESIZE))
+        *(volatile uint8_t *)(w->base + m->at + at) = 0;
+}
+
 /* Load, once. *ret_damaged: the image was, nothing is loaded. */
 static int load_once(struct weights *w, struct pool *pool, const struct weights_load *load,
                      bool *ret_damaged, struct why *why) {
@@ -409,8 +421,11 @@ static int load_once(struct weights *w, struct pool *pool, const struct weights_
 int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
                  struct why *why) {
     bool damaged;
-    int r = load_once(w, pool, load, &damaged, why);
+    int r;
 
+    if (w->unbound)
+        pool_run(pool, touch_pages, w);
+    r = load_once(w, pool, load, &damaged, why);
     if (!damaged)
         return r;
     log_debug("image", "damaged, removed");

@@ -12,12 +12,11 @@
 #include "engine/base/mem.h"
 #include "engine/base/sum.h"
 
-enum { WEIGHTS_ALIGN = 128 /* of a tensor's first group */ };
-
-int weights_init(struct weights *w, const struct gguf *gguf) {
-    *w = (struct weights){ .gguf = gguf };
+int weights_init(struct weights *w, const struct gguf *gguf, const struct plan *plan) {
+    *w = (struct weights){ .gguf = gguf, .plan = plan };
     w->place = calloc(gguf_n_tensor(gguf) + 1, sizeof *w->place);
-    return w->place ? 0 : err_new(-ENOMEM);
+    w->shard = calloc(plan->n_shard, sizeof *w->shard);
+    return w->place && w->shard ? 0 : err_new(-ENOMEM);
 }
 
 void weights_deinit(struct weights *w) {
@@ -25,28 +24,10 @@ void weights_deinit(struct weights *w) {
     weights_keep_wait(w);
     image_free(w->image);
     mem_unmap(w->base, w->size);
+    free(w->part);
+    free(w->shard);
     free(w->place);
     *w = (struct weights){ 0 };
-}
-
-/* Tensors are one array. */
-static struct weights_place *place_of(const struct weights *w, const struct tensor *t) {
-    return &w->place[t - gguf_tensor_at(w->gguf, 0)];
-}
-
-int weights_plan(struct weights *w, const struct tensor *t, uint32_t n_out,
-                 const struct kern_pack *pack) {
-    struct weights_place *p = place_of(w, t);
-    size_t end;
-
-    if (p->pack || !pack->n_row || n_out % pack->n_row)
-        return 0;
-    if (__builtin_add_overflow(w->size, t->size, &end) ||
-        __builtin_add_overflow(end, WEIGHTS_ALIGN - 1, &end))
-        return err_new(-ENOMEM);
-    *p = (struct weights_place){ .pack = pack, .at = w->size };
-    w->size = end & ~(size_t)(WEIGHTS_ALIGN - 1);
-    return 0;
 }
 
 /* ---- the image ---- */
@@ -98,11 +79,16 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir) {
 
     if (w->size == 0)
         return 0;
-    r = mem_map(w->size, true, &p);
+    r = weights_lay_out(w, NULL);
+    if (r == 0)
+        r = mem_map(w->size, true, &p);
     if (r < 0)
         return err_up(r);
     w->base = p;
-    if (cache_dir && plan_image(w, cache_dir) == 0)
+    r = weights_lay_out(w, w->base);
+    if (r < 0)
+        return err_up(r);
+    if (cache_dir && w->plan->n_shard == 1 && plan_image(w, cache_dir) == 0)
         map_image(w);
 
     w->large = w->size > max;
@@ -111,9 +97,11 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir) {
         w->base = NULL;
         w->image = image_free(w->image);
         memset(w->place, 0, gguf_n_tensor(w->gguf) * sizeof *w->place);
+        memset(w->shard, 0, w->plan->n_shard * sizeof *w->shard);
         w->size = 0;
         return WEIGHTS_LARGE;
     }
+    weights_bind(w);
     return 0;
 }
 
@@ -158,14 +146,4 @@ void weights_keep_wait(struct weights *w) {
     if (w->keeper.started)
         (void)pthread_join(w->keeper.thread, NULL);
     w->keeper.started = false;
-}
-
-/* ---- */
-
-const void *weights_at(const struct weights *w, const struct tensor *t,
-                       const struct kern_pack **ret_pack) {
-    const struct weights_place *p = place_of(w, t);
-
-    *ret_pack = w->base ? p->pack : NULL;
-    return *ret_pack ? w->base + p->at : t->data;
 }

@@ -15,6 +15,10 @@
  *   packed tensor:  groups of n_row rows, in the file's order; the rows of all experts are one
  *                   sequence, since those of one expert are whole groups
  *
+ * Where there are several shards (plan.h), each has its rows of all matrices in a stretch of that
+ * mapping, on its node; then rows that no kernel packs lie there too, as in the file, and there is
+ * no image: pages of a file are where the kernel read them.
+ *
  * Owner:   the engine thread; read-only once loaded.
  * Memory:  one mapping, huge pages where the kernel gives them; while loading, a slab a thread
  *          besides.
@@ -28,6 +32,7 @@
 
 #include "engine/base/err.h"
 #include "engine/fmt/gguf.h"
+#include "engine/hw/plan.h"
 #include "engine/hw/pool.h"
 #include "engine/kern/kern.h"
 #include "engine/model/image.h"
@@ -44,16 +49,34 @@ enum {
     WEIGHTS_CHUNK = 16 << 20, /* bytes paged in at once */
 };
 
+/* How the matrices of a tensor, one after the other, are cut for shards. */
+struct weights_cut {
+    uint32_t n_out; /* rows of one */
+    uint32_t unit;  /* rows that stay together, whole groups of all packings */
+    uint32_t turn;  /* of the first; see plan_cut() */
+    uint32_t alike; /* so many matrices have one turn, the next as many the next */
+};
+
 struct weights_place {
     const struct kern_pack *pack; /* NULL: in the file's mapping */
-    size_t at;                    /* bytes from the base */
+    struct weights_cut cut;
+    size_t at;              /* bytes from the base, of its first part */
+    struct plan_part *part; /* [n matrices][n_shard] */
+};
+
+struct weights_shard {
+    size_t at, size; /* bytes from the base, bytes */
 };
 
 struct weights {
     const struct gguf *gguf;
+    const struct plan *plan;
     struct weights_place *place; /* [n tensors] */
+    struct weights_shard *shard; /* [plan->n_shard] */
+    struct plan_part *part;      /* of all places */
     uint8_t *base;               /* NULL: nothing is packed */
-    size_t size;                 /* bytes of all packed tensors, with their padding */
+    size_t size;                 /* bytes of all packed tensors; once mapped, with their padding */
+    bool unbound;                /* some shard's memory is not bound to its node */
     bool large;                  /* more than was allowed: there only as an image */
 
     struct image *image; /* NULL: they are not kept */
@@ -66,14 +89,13 @@ struct weights {
     } keeper; /* writes the image */
 };
 
-/* @gguf: borrowed. Return: 0 or -ENOMEM. */
-int weights_init(struct weights *w, const struct gguf *gguf);
+/* @gguf, @plan: borrowed. Return: 0 or -ENOMEM. */
+int weights_init(struct weights *w, const struct gguf *gguf, const struct plan *plan);
 /* Zero-initialised is fine. */
 void weights_deinit(struct weights *w);
 
-/* Plan to pack @t, matrices of @n_out rows, if @pack can. Return: 0 or -ENOMEM when the sizes
- * overflow. */
-int weights_plan(struct weights *w, const struct tensor *t, uint32_t n_out,
+/* Plan to pack @t, if @pack can. Return: 0 or -ENOMEM when the sizes overflow. */
+int weights_plan(struct weights *w, const struct tensor *t, const struct weights_cut *cut,
                  const struct kern_pack *pack);
 /* Make room for what was planned, unless that is more than @max bytes: map the image that is in
  * @cache_dir (NULL: none), else memory, whose pages take memory as they are filled.
@@ -82,6 +104,18 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir);
 /* Where @t lies. @ret_pack: how it is packed; NULL: as in the file */
 const void *weights_at(const struct weights *w, const struct tensor *t,
                        const struct kern_pack **ret_pack);
+/* The parts of its matrices, [n matrices][plan->n_shard]; NULL: each lies in one piece. */
+const struct plan_part *weights_parts(const struct weights *w, const struct tensor *t);
+
+/* ---- weights-place.c, for weights*.c ---- */
+
+/* Lay out what is planned, from @base on; NULL: only sum up w->size. Return: 0 or -ENOMEM. */
+int weights_lay_out(struct weights *w, uint8_t *base);
+/* Bind each shard's memory to its node. */
+void weights_bind(struct weights *w);
+/* Where row @row of the tensor belongs, the first of a group. @stride: bytes a row */
+uint8_t *weights_group_at(const struct weights *w, const struct weights_place *p, uint64_t row,
+                          size_t stride);
 
 /* Called now and then, from the thread that loads, with bytes of the files done so far. */
 typedef void weights_progress_fn(void *arg, uint64_t done, uint64_t total);

@@ -59,6 +59,7 @@ static float element(uint32_t what, uint32_t seq, pos_t pos, uint32_t i) {
 struct setup {
     const struct shape *s;
     struct pool *pool;
+    struct plan *plan;
     struct arena arena;
     struct ops ops;
     struct attn at;
@@ -80,8 +81,9 @@ static void set_up(struct setup *t, const struct shape *s, enum quant_fmt fmt, u
     for (uint32_t i = 0; i < s->dim / 2; i++) /* a third of the pairs turn */
         freq[i] = s->turn && i >= s->dim / 6 ? 1e-30 : pow(1000, -2.0 * i / s->dim);
     assert_int_equal(pool_new(&t->pool, topo, n_worker), 0);
+    assert_int_equal(plan_new(&t->plan, pool_cpus(t->pool), n_worker, 0), 0);
     assert_int_equal(arena_init(&t->arena, 256 << 20, NULL), 0);
-    assert_int_equal(ops_init(&t->ops, &kern, t->pool, &t->arena), 0);
+    assert_int_equal(ops_init(&t->ops, &kern, t->pool, t->plan, &t->arena), 0);
     attn_turn_init(&t->turn, freq, s->dim, &t->arena);
     attn_init(&t->at, &t->ops, &max, &t->arena);
     ops_act_init(&t->to, N_BATCH, s->n_head * s->dim, OPS_F32 | OPS_Q8, &t->arena);
@@ -104,6 +106,7 @@ static void set_up(struct setup *t, const struct shape *s, enum quant_fmt fmt, u
 static void tear_down(struct setup *t) {
     kvcache_free(t->kv);
     arena_deinit(&t->arena);
+    plan_free(t->plan);
     pool_free(t->pool);
 }
 

@@ -32,6 +32,7 @@ static char model[64], cache[64];
 static struct kern rows;
 static struct topo *topo;
 static struct pool *pool;
+static struct plan *plan; /* one shard */
 
 struct run {
     struct gguf *gguf;
@@ -44,12 +45,16 @@ static void start_with(struct run *run, const struct kern_pack *pack, uint64_t m
     struct why why = { "" };
 
     assert_int_equal(gguf_open(&run->gguf, model, &why), 0);
-    assert_int_equal(weights_init(&run->w, run->gguf), 0);
+    assert_int_equal(weights_init(&run->w, run->gguf, plan), 0);
     for (uint32_t i = 0; i < gguf_n_tensor(run->gguf); i++) {
         const struct tensor *t = gguf_tensor_at(run->gguf, i);
 
         if (t->fmt == QUANT_Q8_0 && t->n_dim > 1)
-            assert_int_equal(weights_plan(&run->w, t, (uint32_t)t->ne[1], pack), 0);
+            assert_int_equal(weights_plan(&run->w, t,
+                                          &(struct weights_cut){
+                                              .n_out = (uint32_t)t->ne[1], .unit = 16, .alike = 1 },
+                                          pack),
+                             0);
     }
     assert_int_equal(weights_map(&run->w, max, cache), 0);
     if (weights_load(&run->w, pool, &whole, &why) != 0)
@@ -383,13 +388,18 @@ static int set_up(void **state) {
     copy_model();
     kern_bind(&rows, 0);
     test_pack_use(&rows);
-    return mkdir(cache, 0700) < 0 || topo_new(&topo) < 0 || pool_new(&pool, topo, 2) < 0 ? -1 : 0;
+    if (topo_new(&topo) < 0 || pool_new(&pool, topo, 2) < 0)
+        return -1;
+    if (plan_new(&plan, &(struct topo_cpu){ 0 }, 1, 0) < 0)
+        return -1;
+    return mkdir(cache, 0700);
 }
 
 static int tear_down(void **state) {
     char cmd[64];
 
     (void)state;
+    plan_free(plan);
     pool_free(pool);
     topo_free(topo);
     (void)snprintf(cmd, sizeof cmd, "rm -r %s", dir);

@@ -217,6 +217,71 @@ static void test_packed_bits(void **state) {
     packed_bits("split", 40);
 }
 
+/* Every worker has a shard; where there are several, all matrices lie in their memory. */
+static void check_shards(const struct model *m, uint32_t n_worker, uint32_t n_shard) {
+    uint64_t least = n_shard > 1 ? model_info(m)->weight_bytes / n_worker / 2 : 0;
+    uint32_t n = 0, n_cpu = 0;
+    struct model_shard s;
+
+    for (; model_shard(m, n, &s); n++) {
+        assert_true(s.bytes >= least * s.n_cpu);
+        n_cpu += s.n_cpu;
+    }
+    assert_int_equal(n, n_shard);
+    assert_int_equal(n_cpu, n_worker);
+}
+
+/* Weights on several nodes, made up: whoever has them and multiplies them, the same bits. */
+static void shard_bits(const char *name, const struct kern *with) {
+    static const struct {
+        const char *machine;
+        uint32_t n_worker, n_shard;
+    } row[] = { { "numa:1 core:2 pu:1", 1, 1 },
+                { "numa:2 core:1 pu:1", 2, 2 },
+                { "numa:2 core:2 pu:1", 3, 2 },
+                { "numa:3 core:1 pu:1", 3, 3 },
+                { "pack:2 l3:2(size=67108864) core:2 pu:1", 4, 4 },
+                { "numa:8 core:1 pu:1", 8, 8 } };
+    struct topo *here = topo;
+    float *want = NULL;
+
+    bound = with;
+    for (size_t i = 0; i < sizeof row / sizeof *row; i++) {
+        struct setup s;
+        float *got;
+
+        if (topo_new_from(&topo, row[i].machine, 0) == TOPO_UNSUPPORTED) {
+            topo = here;
+            skip();
+        }
+        set_up(&s, name, row[i].n_worker, false);
+        check_shards(s.model, row[i].n_worker, row[i].n_shard);
+        got = alone(&s, 1, 16);
+        if (want) {
+            assert_memory_equal(got, want, sizeof *want * N_TOK * model_info(s.model)->n_vocab);
+            mixed(&s, 1, want);
+            free(got);
+        } else {
+            want = got;
+        }
+        tear_down(&s);
+        topo_free(topo);
+    }
+    topo = here;
+    bound = &kern;
+    free(want);
+}
+
+static void test_shard_bits(void **state) {
+    static const char *const names[] = { "odd", "f16", "dense", "split", "tiny", "tiny-dense" };
+
+    (void)state;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        shard_bits(names[i], &kern);
+        shard_bits(names[i], &rows);
+    }
+}
+
 static double distance(const float *a, const float *b, size_t n) {
     double diff = 0, sq = 0;
 
@@ -724,6 +789,7 @@ int main(void) {
         cmocka_unit_test(test_same_bits_dense),
         cmocka_unit_test(test_same_bits_packed),
         cmocka_unit_test(test_packed_bits),
+        cmocka_unit_test(test_shard_bits),
         cmocka_unit_test(test_packed_near),
         cmocka_unit_test(test_pack_options),
         cmocka_unit_test(test_load_ends),

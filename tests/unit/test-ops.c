@@ -35,18 +35,21 @@ static float *floats(size_t n) {
 /* Pool, arena and ops of @n workers. */
 struct setup {
     struct pool *pool;
+    struct plan *plan;
     struct arena arena;
     struct ops ops;
 };
 
 static void set_up(struct setup *s, uint32_t n_worker) {
     assert_int_equal(pool_new(&s->pool, topo, n_worker), 0);
+    assert_int_equal(plan_new(&s->plan, pool_cpus(s->pool), n_worker, 0), 0);
     assert_int_equal(arena_init(&s->arena, 64 << 20, NULL), 0);
-    assert_int_equal(ops_init(&s->ops, &kern, s->pool, &s->arena), 0);
+    assert_int_equal(ops_init(&s->ops, &kern, s->pool, s->plan, &s->arena), 0);
 }
 
 static void tear_down(struct setup *s) {
     arena_deinit(&s->arena);
+    plan_free(s->plan);
     pool_free(s->pool);
 }
 
