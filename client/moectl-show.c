@@ -79,6 +79,35 @@ static int call_plain(struct ctl *c, const char *method, const struct moe_value 
     return r ? r : -1;
 }
 
+/* A scalar, or a list of them, on one line. */
+static void put_value(const struct ctl *c, const struct moe_value *v) {
+    switch (moe_type(v)) {
+    case MOE_STR:
+        put(c, moe_str(v));
+        break;
+    case MOE_INT:
+        if (moe_int(v) < 0)
+            (void)printf("%jd", (intmax_t)moe_int(v));
+        else
+            (void)printf("%ju", (uintmax_t)moe_uint(v));
+        break;
+    case MOE_FLOAT:
+        (void)printf("%g", moe_float(v));
+        break;
+    case MOE_BOOL:
+        (void)fputs(moe_bool(v) ? "yes" : "no", stdout);
+        break;
+    case MOE_ARRAY:
+        for (size_t i = 0; i < moe_size(v); i++) {
+            (void)fputs(i ? ", " : "", stdout);
+            put_value(c, moe_at(v, i));
+        }
+        break;
+    default:
+        break;
+    }
+}
+
 int verb_status(struct ctl *c) {
     const struct moe_value *v, *memory, *queue, *tokens;
     int r;
@@ -106,12 +135,46 @@ int verb_status(struct ctl *c) {
                  ctl_bytes(uint_of(memory, "kv")));
     (void)printf("%12s: %ju, ", "Threads", (uintmax_t)uint_of(v, "threads"));
     put(c, text_of(v, "tier"));
+    if (moe_size(moe_get(v, "shards")) > 1)
+        (void)printf(", %zu shards", moe_size(moe_get(v, "shards")));
     (void)printf("\n%12s: %ju running, %ju waiting, %ju at most\n", "Queue",
                  (uintmax_t)uint_of(queue, "running"), (uintmax_t)uint_of(queue, "waiting"),
                  (uintmax_t)uint_of(queue, "max"));
     (void)printf("%12s: %ju\n", "Connections", (uintmax_t)uint_of(v, "connections"));
     (void)printf("%12s: %ju read, %ju generated\n", "Tokens", (uintmax_t)uint_of(tokens, "prompt"),
                  (uintmax_t)uint_of(tokens, "generated"));
+    return EXIT_OK;
+}
+
+int verb_topology(struct ctl *c) {
+    const struct moe_value *v, *shards;
+    int r;
+
+    r = ctl_connect(c);
+    if (!r)
+        r = ctl_call(c, "server.status", NULL, SOON_USEC, &v);
+    if (r)
+        return r;
+    shards = moe_get(v, "shards");
+    if (c->json) {
+        ctl_put_json(c, shards);
+        return EXIT_OK;
+    }
+    if (!moe_size(shards)) {
+        if (!c->quiet)
+            (void)fputs("No model is loaded.\n", stderr);
+        return EXIT_OK;
+    }
+
+    (void)puts("Shard  Node  Workers     Weights  CPUs");
+    for (size_t i = 0; i < moe_size(shards); i++) {
+        const struct moe_value *s = moe_at(shards, i), *cpus = moe_get(s, "cpus");
+
+        (void)printf("%5zu  %4ju  %7zu  %10s  ", i, (uintmax_t)uint_of(s, "node"), moe_size(cpus),
+                     ctl_bytes(uint_of(s, "bytes")));
+        put_value(c, cpus);
+        (void)putchar('\n');
+    }
     return EXIT_OK;
 }
 
@@ -141,35 +204,6 @@ int verb_list(struct ctl *c) {
     }
 
     return EXIT_OK;
-}
-
-/* A scalar, or a list of them, on one line. */
-static void put_value(const struct ctl *c, const struct moe_value *v) {
-    switch (moe_type(v)) {
-    case MOE_STR:
-        put(c, moe_str(v));
-        break;
-    case MOE_INT:
-        if (moe_int(v) < 0)
-            (void)printf("%jd", (intmax_t)moe_int(v));
-        else
-            (void)printf("%ju", (uintmax_t)moe_uint(v));
-        break;
-    case MOE_FLOAT:
-        (void)printf("%g", moe_float(v));
-        break;
-    case MOE_BOOL:
-        (void)fputs(moe_bool(v) ? "yes" : "no", stdout);
-        break;
-    case MOE_ARRAY:
-        for (size_t i = 0; i < moe_size(v); i++) {
-            (void)fputs(i ? ", " : "", stdout);
-            put_value(c, moe_at(v, i));
-        }
-        break;
-    default:
-        break;
-    }
 }
 
 static void put_tensors(const struct ctl *c, const struct moe_value *tensors) {

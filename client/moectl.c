@@ -20,6 +20,7 @@ static const char help[] =
     "  run [PROMPT]         answer one prompt; also from a pipe, or - for stdin\n"
     "  chat                 talk; Ctrl-C stops an answer, Ctrl-D ends\n"
     "  status               what the service is doing\n"
+    "  topology             which memory and CPUs it uses\n"
     "  list                 models there are\n"
     "  show [MODEL]         what is known about a model\n"
     "  load [MODEL]         load a model and wait for it\n"
@@ -79,6 +80,7 @@ static const struct verb {
     { "run", V_RUN, 1, verb_run },
     { "chat", V_CHAT, 0, verb_chat },
     { "status", V_OTHER, 0, verb_status },
+    { "topology", V_OTHER, 0, verb_topology },
     { "list", V_OTHER, 0, verb_list },
     { "show", V_SHOW, 1, verb_show },
     { "load", V_LOAD, 1, verb_load },

@@ -97,6 +97,7 @@ int ctl_read_line(struct ctl *c, struct ctl_text *ret);
 int verb_run(struct ctl *c);
 int verb_chat(struct ctl *c);
 int verb_status(struct ctl *c);
+int verb_topology(struct ctl *c);
 int verb_list(struct ctl *c);
 int verb_show(struct ctl *c);
 int verb_load(struct ctl *c);

@@ -110,6 +110,10 @@ void models_engine(struct models *m, struct engine_status *ret) {
         engine_status(m->engine, ret);
 }
 
+bool models_shard(const struct models *m, uint32_t i, struct model_shard *ret) {
+    return m->engine && m->state == MODELS_LOADED && engine_shard(m->engine, i, ret);
+}
+
 const struct model_info *models_info(const struct models *m) {
     return m->engine && m->state == MODELS_LOADED ? engine_info(m->engine) : NULL;
 }

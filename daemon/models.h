@@ -68,6 +68,8 @@ const char *models_resident(const struct models *m);
 const char *models_reason(const struct models *m);
 /* All zero when there is no engine. */
 void models_engine(struct models *m, struct engine_status *ret);
+/* As engine_shard(). */
+bool models_shard(const struct models *m, uint32_t i, struct model_shard *ret);
 /* NULL unless the resident model is MODELS_LOADED. */
 const struct model_info *models_info(const struct models *m);
 const struct vocab *models_vocab(const struct models *m);

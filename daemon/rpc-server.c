@@ -109,6 +109,25 @@ static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
     rpc_pack_uint(p, "generated", st->n_token);
 }
 
+static void pack_shards(const struct models *m, msgpack_packer *p) {
+    struct model_shard s;
+    uint32_t n = 0;
+
+    while (models_shard(m, n, &s))
+        n++;
+    wire_pack_str(p, "shards");
+    msgpack_pack_array(p, n);
+    for (uint32_t i = 0; i < n && models_shard(m, i, &s); i++) {
+        msgpack_pack_map(p, 3);
+        rpc_pack_uint(p, "node", s.node);
+        wire_pack_str(p, "cpus");
+        msgpack_pack_array(p, s.n_cpu);
+        for (uint32_t k = 0; k < s.n_cpu; k++)
+            msgpack_pack_uint32(p, s.cpu[k].os);
+        rpc_pack_uint(p, "bytes", s.bytes);
+    }
+}
+
 int rpc_server_status(struct rpc_call *c) {
     struct models *m = c->server->models;
     const char *model = models_resident(m);
@@ -118,7 +137,7 @@ int rpc_server_status(struct rpc_call *c) {
     struct engine_status st;
 
     models_engine(m, &st);
-    msgpack_pack_map(p, 10u + (model != NULL) + failed + loading);
+    msgpack_pack_map(p, 11u + (model != NULL) + failed + loading);
     rpc_pack_str(p, "state", state_name(c->server, model));
     if (failed)
         rpc_pack_str(p, "reason", models_reason(m));
@@ -131,5 +150,6 @@ int rpc_server_status(struct rpc_call *c) {
         rpc_pack_float(p, "progress",
                        st.bytes_total ? (double)st.bytes_done / (double)st.bytes_total : 0);
     pack_numbers(c, &st);
+    pack_shards(m, p);
     return 0;
 }

@@ -434,6 +434,12 @@ void engine_status(struct engine *e, struct engine_status *ret) {
     };
 }
 
+bool engine_shard(const struct engine *e, uint32_t i, struct model_shard *ret) {
+    const struct resident *r = engine_ready(e);
+
+    return r && model_shard(r->model, i, ret);
+}
+
 const struct model_info *engine_info(const struct engine *e) {
     const struct resident *r = engine_ready(e);
 

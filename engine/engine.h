@@ -85,9 +85,9 @@ struct engine_status {
     uint64_t n_evicted; /* generations that lost their place to others and began again */
 };
 void engine_status(struct engine *e, struct engine_status *ret);
-
-/* Of a model that is ENGINE_READY; NULL before. */
+/* Of a model that is ENGINE_READY; NULL or false before. */
 const struct model_info *engine_info(const struct engine *e);
+bool engine_shard(const struct engine *e, uint32_t i, struct model_shard *ret);
 const struct vocab *engine_vocab(const struct engine *e);
 /* Raw chat template text of the file, for showing; NULL: none. */
 const char *engine_template(const struct engine *e, size_t *ret_n);

@@ -173,6 +173,31 @@ class Start(unittest.TestCase):
             self.assertEqual(a["logprobs"], answers[0]["logprobs"])
 
 
+class Topology(unittest.TestCase):
+    """A machine of two nodes, made up: what the kernel refuses to bind is left where it is."""
+    PARAMS = {"prompt": "once upon a time", "max_tokens": 24, "temperature": 0}
+
+    def answer(self, **machine):
+        with Moed(config="threads = 2\n", env=machine) as moed, moed.client() as c:
+            return c.call("server.status")["shards"], c.call("generate", **self.PARAMS)["text"]
+
+    def test_shards(self):
+        one, want = self.answer(HWLOC_SYNTHETIC="numa:1 core:2 pu:1")
+        two, got = self.answer(HWLOC_SYNTHETIC="numa:2 core:1 pu:1")
+        self.assertEqual(len(one), 1)
+        if len(two) == 1:
+            self.skipTest("a build without hwloc")
+        self.assertEqual([s["node"] for s in two], [0, 1])
+        self.assertEqual([s["cpus"] for s in two], [[0], [1]])
+        self.assertGreater(two[1]["bytes"], 1 << 18)
+        self.assertAlmostEqual(two[0]["bytes"] / two[1]["bytes"], 1, delta=0.01)
+        self.assertEqual(got, want)
+
+    def test_none_before_a_model(self):
+        with Moed(model=None) as moed, moed.client() as c:
+            self.assertEqual(c.call("server.status")["shards"], [])
+
+
 class Activation(unittest.TestCase):
     def setUp(self):
         if not shutil.which("systemd-socket-activate"):

@@ -367,16 +367,29 @@ class Others(Case):
     STATUS = {"state": "ready", "version": "0.1.0", "pid": 1234, "uptime_us": 3725000000, "model": "tiny\x1b[2J",
               "memory": {"resident": 3 << 30, "weights": 2 << 30, "kv": 1 << 30}, "threads": 8, "tier": "avx2",
               "queue": {"running": 1, "waiting": 2, "max": 9}, "connections": 3,
-              "tokens": {"prompt": 10, "generated": 20}}
+              "tokens": {"prompt": 10, "generated": 20},
+              "shards": [{"node": 0, "cpus": [0, 2], "bytes": 1 << 30}, {"node": 3, "cpus": [4, 6], "bytes": 3 << 29}]}
 
     def test_status(self):
         self.serve(returns("server.status", self.STATUS))
         out = self.moectl("status").stdout.decode()
         for line in ("State: ready", "process 1234, up 1 h 2 min", "3.0 GiB (weights 2.0 GiB, context 1.0 GiB)",
-                     "Threads: 8, avx2", "1 running, 2 waiting, 9 at most", "10 read, 20 generated"):
+                     "Threads: 8, avx2, 2 shards", "1 running, 2 waiting, 9 at most", "10 read, 20 generated"):
             self.assertIn(line, out)
         self.assertEqual(json.loads(self.moectl("--json", "status").stdout), self.STATUS)
         self.check(self.moectl("status", "--no-pager", "-q"), 0)
+
+    def test_topology(self):
+        self.serve(returns("server.status", self.STATUS))
+        self.check(self.moectl("topology"), 0, b"Shard  Node  Workers     Weights  CPUs\n"
+                   b"    0     0        2     1.0 GiB  0, 2\n    1     3        2     1.5 GiB  4, 6\n")
+        self.assertEqual(json.loads(self.moectl("--json", "topology").stdout), self.STATUS["shards"])
+
+    def test_topology_of_nothing(self):
+        self.serve(returns("server.status", dict(self.STATUS, shards=[])))
+        self.check(self.moectl("topology"), 0, b"", "No model is loaded")
+        self.check(self.moectl("topology", "-q"), 0, b"", r"^$")
+        self.check(self.moectl("topology", "--json"), 0, b"[]\n")
 
     def test_status_of_nothing(self):
         self.serve(returns("server.status", {}))

@@ -132,6 +132,14 @@ void engine_status(struct engine *e, struct engine_status *ret) {
     *ret = fake.status;
 }
 
+/* Two nodes of two CPUs each. */
+bool engine_shard(const struct engine *e, uint32_t i, struct model_shard *ret) {
+    static const struct topo_cpu cpu[4] = { { .os = 0 }, { .os = 2 }, { .os = 4 }, { .os = 6 } };
+
+    *ret = (struct model_shard){ .node = i, .cpu = cpu + 2 * i, .n_cpu = 2, .bytes = 1000 + i };
+    return i < 2;
+}
+
 const struct model_info *engine_info(const struct engine *e) {
     return &fake.info;
 }
