@@ -359,7 +359,7 @@ INLINE __m512i dot4(__m512i sum, const __m512i *q, const int8_t *x) {
     return sum;
 }
 
-/* What one activation row adds to @sum of @n_g groups. @q, @term: its step; @i: that of the block */
+/* What one activation row adds to @sum of @n_g groups. @q, @term: its step; @i: that of a block */
 INLINE void add_row(struct form f, bool raw, uint32_t i, const struct step *u, uint32_t n_g,
                     const int8_t *q, const int32_t *term, __m512 (*sum)[N_M], uint32_t at) {
     const bool odd = raw && f.upper == UPPER_ODD && i % 2, half = raw && f.upper == UPPER_HALF;
