@@ -267,9 +267,9 @@ class End(unittest.TestCase):
 
     def test_term_with_a_client_that_reads_late(self):
         """What fits into the socket goes there: nobody is waited for."""
-        with Moed() as moed, moed.client() as late:
+        with Moed() as moed, moed.client() as late, moed.client() as other:
             msgid = late.send("generate", **LONG)
-            time.sleep(0.4)
+            until(lambda: other.call("server.status")["queue"]["running"] == 1, "did not start")
             start = time.monotonic()
             self.assertEqual(moed.stop(), 0)
             self.assertLess(time.monotonic() - start, 0.9)
