@@ -21,7 +21,7 @@ check() {
 for test in "$@"; do
     check "$test"
 done
-for opt in "--kv f16" "--kv q8_0" "--kv f32 --exact" "--no-pack --no-blas"; do
+for opt in "--kv f16" "--kv q8_0" "--kv f32 --exact" --no-pack; do
     # shellcheck disable=SC2086 # words are wanted
     check "$eval" "$model" --ids 2,5,7,9,11,3,4,8,6,10 --greedy 3 --threads 2 $opt
 done
