@@ -15,10 +15,14 @@ from rig import Client, Hangup, LONG, Moed, RpcError, until
 EXAMPLE = pathlib.Path(__file__).resolve().parents[2] / "contrib/examples/client.py"
 
 
-class Serve(unittest.TestCase):
+class Served(unittest.TestCase):
+    """One moed for all tests of a class, a client for each."""
+
+    config = ""
+
     @classmethod
     def setUpClass(cls):
-        cls.moed = Moed(config="queue = 3\nsequences = 1\n")
+        cls.moed = Moed(config=cls.config)
 
     @classmethod
     def tearDownClass(cls):
@@ -27,6 +31,10 @@ class Serve(unittest.TestCase):
     def setUp(self):
         self.c = self.moed.client()
         self.addCleanup(self.c.close)
+
+
+class Serve(Served):
+    config = "queue = 3\nsequences = 1\n"
 
     def idle(self):
         """Wait until the engine has nothing to do."""
@@ -218,20 +226,13 @@ class Serve(unittest.TestCase):
         self.assertEqual(said.returncode, 0, said.stderr)
 
 
-class Together(unittest.TestCase):
+class Together(Served):
     """Many at once, on one machine."""
 
-    @classmethod
-    def setUpClass(cls):
-        cls.moed = Moed(config="queue = 8\nsequences = 4\nbatch = 32\nuser-jobs = 6\nuser-kv-bytes = 64M\n")
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.moed.__exit__(None)
+    config = "queue = 8\nsequences = 4\nbatch = 32\nuser-jobs = 6\nuser-kv-bytes = 64M\n"
 
     def setUp(self):
-        self.c = self.moed.client()
-        self.addCleanup(self.c.close)
+        super().setUp()
         self.before = self.state()
         self.addCleanup(lambda: until(lambda: self.state() == self.before, "something is left behind", 5))
 
