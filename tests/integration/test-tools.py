@@ -6,6 +6,7 @@ test-tools.py MOE_BENCH MOE_EVAL MODEL
 """
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -98,13 +99,13 @@ def test_bench_vs():
 
 def test_bench_answers():
     """One moe-bench is the other engine of another; what it has no memory for it can not do."""
-    other = f"{BENCH} {MODEL} --answer -p 40 -n 3 -b 1,3 -t 1"
+    other = shlex.join([BENCH, MODEL, "--answer", "-p", "40", "-n", "3", "-b", "1,3", "-t", "1"])
     o = lines("-t", "1", "-b", "1,2", "--vs", other)
     rates = [s for s in o["sample"] if s["engine"] == "vs1"]
     assert {(s["measure"], s["sequences"]) for s in rates} == {("prefill", 1), ("decode", 1)}, rates
     assert all(s["rate"] > 0 and s["cpu_rate"] > 0 for s in rates), rates
     for what in "what 1 1 0 1", "decode 1 1 0", "", "decode 0 1 0 1", "decode 1 1 5 1", "decode 9 1 0 3", "prefill 9 2 0 1":
-        p = subprocess.run(other.split(), input=what + "\n", capture_output=True, text=True)
+        p = subprocess.run(shlex.split(other), input=what + "\n", capture_output=True, text=True)
         assert p.returncode == 0 and p.stdout == "null\n", (what, p)
 
 
