@@ -1,9 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/*
- * engine-describe - what a model file says of itself, for people; touches no weights
- */
-
 #include <string.h>
 
 #include "engine/engine.h"
