@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -451,7 +452,9 @@ int moe_process(struct moe *m, int revents) {
     return r;
 }
 
-int moe_wait(struct moe *m, uint64_t usec) {
+/* As moe_wait(); @mask as ppoll() takes it. */
+static int wait_masked(struct moe *m, uint64_t usec, const sigset_t *mask) {
+    static const struct timespec now;
     uint64_t own = m->over ? 0 : moe_timeout(m), wait = own < usec ? own : usec;
     struct pollfd p = { .fd = m->fd, .events = (short)moe_events(m) };
     struct timespec t = { .tv_sec = (time_t)(wait / 1000000),
@@ -462,13 +465,20 @@ int moe_wait(struct moe *m, uint64_t usec) {
         return -EBUSY;
     if (m->over)
         return m->over;
-    n = ppoll(&p, 1, wait == MOE_FOREVER ? NULL : &t, NULL);
+    /* A signal first: a ppoll() that finds something to read leaves it pending. */
+    n = mask ? ppoll(NULL, 0, &now, mask) : 0;
+    if (n == 0)
+        n = ppoll(&p, 1, wait == MOE_FOREVER ? NULL : &t, mask);
     if (n < 0)
         return -errno;
     if (!n && usec < own)
         return -ETIMEDOUT;
 
     return moe_process(m, p.revents);
+}
+
+int moe_wait(struct moe *m, uint64_t usec) {
+    return wait_masked(m, usec, NULL);
 }
 
 /* -- Calls ------------------------------------------------------------------------------------- */
@@ -624,20 +634,23 @@ int client_keep(struct moe *m, const struct moe_error *error) {
 
 int client_run(struct moe *m, const bool *done, uint32_t id) {
     struct client_call *c;
-    int r;
+    sigset_t all, mask;
+    int r = 0;
 
-    while (!*done) {
-        r = moe_wait(m, MOE_FOREVER);
-        if (r >= 0 || *done)
-            continue; /* what ended the connection has ended the call, too */
-        c = find_live(m, id);
-        if (c)
-            give_up(m, c);
-        m->kept.failed = false;
-        return r;
-    }
+    /* A signal between two waits must end the next one: it is let in by ppoll() alone. */
+    (void)sigfillset(&all);
+    (void)pthread_sigmask(SIG_SETMASK, &all, &mask);
+    while (!*done && r >= 0)
+        r = wait_masked(m, MOE_FOREVER, &mask);
+    (void)pthread_sigmask(SIG_SETMASK, &mask, NULL);
+    if (*done)
+        return 0; /* what ended the connection has ended the call, too */
 
-    return 0;
+    c = find_live(m, id);
+    if (c)
+        give_up(m, c);
+    m->kept.failed = false;
+    return r;
 }
 
 struct waiter {

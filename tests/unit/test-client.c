@@ -812,6 +812,10 @@ static void on_alarm(int sig) {
     (void)sig;
 }
 
+static void raise_delta(struct moe *m, uint32_t id, const struct moe_delta *d, void *userdata) {
+    (void)raise(SIGALRM);
+}
+
 static void test_signal_ends_a_wait(void **state) {
     struct fixture *f = *state;
     struct moe_generate g = MOE_GENERATE_INIT;
@@ -839,6 +843,13 @@ static void test_signal_ends_a_wait(void **state) {
     flush(f);
     assert_int_equal(moe_process(f->m, POLLIN), 0);
     assert_string_equal(s.text, "");
+
+    /* One that comes between two waits is not lost. */
+    msgpack_sbuffer_clear(&f->out);
+    put_delta(f, 3, 0, "text", "x");
+    flush(f);
+    g.on_delta = raise_delta;
+    assert_int_equal(moe_generate_wait(f->m, &g, NULL), -EINTR);
 }
 
 static void test_large_both_ways(void **state) {
