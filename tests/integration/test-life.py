@@ -234,12 +234,13 @@ class Activation(unittest.TestCase):
 
 class End(unittest.TestCase):
     def test_term_with_live_stream(self):
+        """One runs and one waits. Nobody reads their many bytes: however slow the test, none is at its end."""
         for sig in signal.SIGTERM, signal.SIGINT:
-            with Moed() as moed:
+            with Moed(config="sequences = 1\n") as moed:
                 live, queued, idle = moed.client(), moed.client(), moed.client()
-                msgid = live.send("generate", **LONG)
+                msgid = live.send("generate", logprobs=20, **LONG)
                 live.wait_note("generate.delta")
-                waits = queued.send("generate", **LONG)
+                waits = queued.send("generate", logprobs=20, **LONG)
                 until(lambda: idle.call("server.status")["queue"]["waiting"] == 1, "does not wait")
                 start = time.monotonic()
                 moed.proc.send_signal(sig)
