@@ -651,7 +651,7 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
     return 0;
 }
 
-static struct job *engine_find(struct engine *e, uint64_t id) {
+static struct job *engine_find(const struct engine *e, uint64_t id) {
     struct job *j = e->first;
 
     while (j && j->id != id)
@@ -678,6 +678,20 @@ void engine_pause(struct engine *e, uint64_t job, bool pause) {
     atomic_store(&j->hold, pause);
     engine_tell(e);
     pthread_mutex_unlock(&e->lock);
+}
+
+bool engine_job(const struct engine *e, uint64_t job, struct engine_job *ret) {
+    const struct job *j = engine_find(e, job);
+
+    if (!j)
+        return false;
+    *ret = (struct engine_job){
+        .n_prompt = atomic_load_explicit(&j->live.n_prompt, memory_order_relaxed),
+        .n_done = atomic_load_explicit(&j->live.n_done, memory_order_relaxed),
+        .n_token = atomic_load_explicit(&j->live.n_token, memory_order_relaxed),
+        .kv_bytes = atomic_load_explicit(&j->live.kv_bytes, memory_order_relaxed),
+    };
+    return true;
 }
 
 /* ---- events ---- */
@@ -713,6 +727,7 @@ static void engine_deliver(struct engine *e, struct job *j, struct engine_event 
         .n_available = r->n_available,
         .need = r->need,
         .have = r->have,
+        .kv_bytes = r->kv_bytes,
         .queue_usec = r->queue_usec,
         .prefill_usec = r->prefill_usec,
         .decode_usec = r->decode_usec,

@@ -150,6 +150,13 @@ void engine_cancel(struct engine *e, uint64_t job);
 /* Hold a sequence at its next token, or let it go on. Others go on, and may take its place. */
 void engine_pause(struct engine *e, uint64_t job, bool pause);
 
+struct engine_job {
+    uint32_t n_prompt, n_done, n_token; /* tokens: of the prompt, evaluated, generated */
+    uint64_t kv_bytes;                  /* of the K/V cache it has room in; 0: it has no place */
+};
+/* How far a job is. Return: is there such a job? */
+bool engine_job(const struct engine *e, uint64_t job, struct engine_job *ret);
+
 enum engine_event_kind {
     ENGINE_PROGRESS,    /* loading: job 0; prefill: done and total tokens */
     ENGINE_LOADED,      /* job 0: engine_info() and the others answer now */
@@ -177,6 +184,7 @@ struct engine_result {
     uint32_t n_token;            /* generated, with an end token */
     uint32_t n_available;        /* tokens a prompt may have here */
     uint64_t need, have;         /* MEMORY: bytes */
+    uint64_t kv_bytes;           /* of the K/V cache it had room in at most */
     uint64_t queue_usec, prefill_usec, decode_usec; /* without a place; of steps it had rows in */
     uint64_t seed;
     struct why why;

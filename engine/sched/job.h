@@ -54,6 +54,7 @@ struct job_result {
     uint32_t n_prompt, n_cached, n_token; /* of the prompt, of it not evaluated, generated */
     uint32_t n_available;                 /* tokens a prompt may have */
     uint64_t need, have;                  /* MEMORY: bytes of the cache */
+    uint64_t kv_bytes;                    /* of the cache it had room in at most */
     usec_t queue_usec;                    /* without a place */
     usec_t prefill_usec, decode_usec;     /* of steps it had rows in */
     uint64_t seed;
@@ -85,6 +86,12 @@ struct job {
     atomic_bool halt;    /* end soon: a step of this job alone is given up for it */
     atomic_int halt_end; /* why: enum job_end, JOB_END_N until halted; the first reason stays */
     atomic_bool hold;    /* no more steps until it is false again */
+
+    /* How far it is, for who asks: the engine thread writes, any thread reads. */
+    struct {
+        _Atomic uint32_t n_prompt, n_done, n_token; /* of the prompt, in the cache, generated */
+        _Atomic uint64_t kv_bytes;                  /* room in the cache; 0: it has no place */
+    } live;
 
     /* Of a generation that goes on: made by job_prepare(). */
     struct tok_list all; /* the prompt, then what was generated, with room for n_max */

@@ -126,6 +126,7 @@ void sched_add(struct sched *s, struct job *j) {
     answer_init(j->answer, j, s->res->vocab, sched_post, s);
     j->result.queue_usec = now - j->submitted;
     j->waits = j->told = now;
+    atomic_store_explicit(&j->live.n_prompt, j->result.n_prompt, memory_order_relaxed);
     fair_add(s->fair, &j->fair);
     job_queue_push(&s->jobs, j);
 }
@@ -158,6 +159,9 @@ static void sched_set_room(struct sched *s, struct job *j, uint64_t room) {
     s->room = s->room - j->room + room;
     j->room = room;
     j->n_room = room ? sched_ahead(j) : 0;
+    if (room > j->result.kv_bytes)
+        j->result.kv_bytes = room;
+    atomic_store_explicit(&j->live.kv_bytes, room, memory_order_relaxed);
     atomic_store_explicit(&s->stats->kv_room, s->room, memory_order_relaxed);
 }
 
@@ -397,6 +401,7 @@ static enum job_end sched_say(struct sched *s, struct job *j, const struct sampl
     sample_accept(j->sampler, token->id);
     j->all.id[j->all.n++] = token->id;
     j->result.n_token++;
+    atomic_store_explicit(&j->live.n_token, j->result.n_token, memory_order_relaxed);
     sched_count(&s->stats->n_token, 1);
 
     if (!j->ignore_end && vocab_is_end(s->res->vocab, token->id))
@@ -414,6 +419,7 @@ static void sched_part(struct sched *s, struct batch_part *p, usec_t began, usec
     enum job_end end;
 
     j->n_done += p->n;
+    atomic_store_explicit(&j->live.n_done, j->n_done, memory_order_relaxed);
     *(prompt || p->n > 1 ? &j->result.prefill_usec : &j->result.decode_usec) += now - began;
     if (prompt) {
         sched_count(&s->stats->n_prompt_token, p->n);

@@ -448,6 +448,7 @@ static void test_queue(void **state) {
     struct engine_request q = raw("hello", 0), t = raw("hello", 4);
     struct engine_queue queue;
     struct engine_status st;
+    struct engine_job at;
     struct seen s;
     uint64_t job[3], no;
 
@@ -465,6 +466,12 @@ static void test_queue(void **state) {
     assert_int_equal(st.n_running, 1);
     assert_int_equal(st.n_queued, 2);
     assert_int_equal(st.n_queue_max, 2);
+    assert_true(engine_job(shared, job[0], &at));
+    assert_true(at.n_prompt > 1 && at.n_done >= at.n_prompt && at.n_token >= 1);
+    assert_int_equal(at.kv_bytes, st.kv_room);
+    assert_true(engine_job(shared, job[1], &at));
+    assert_true(at.n_done == 0 && at.n_token == 0 && at.kv_bytes == 0);
+    assert_false(engine_job(shared, 0, &at));
 
     t.kind = ENGINE_TOKENIZE; /* waits for no generation */
     run(shared, &t, &s);
@@ -479,6 +486,7 @@ static void test_queue(void **state) {
     collect(shared, job[1], &s);
     assert_int_equal(s.result.end, ENGINE_END_LENGTH);
     assert_true(s.result.queue_usec > 0);
+    assert_in_range(s.result.kv_bytes, 1, st.kv_room);
     script_clear();
 }
 
