@@ -39,7 +39,7 @@ struct models {
     TAILQ_HEAD(, models_load) loads; /* oldest first */
     uint32_t n_load;
     struct models_load *load; /* the one of the resident model; NULL once it is forgotten */
-    uint64_t next_load;
+    uint64_t last_job;        /* number of a load or a job */
     usec_t progress_usec;
 };
 
@@ -157,8 +157,9 @@ static int load_new(struct models *m, uid_t uid, struct models_load **ret_load) 
     if (!l)
         return err_new(-ENOMEM);
 
-    l->id = ++m->next_load;
+    l->id = ++m->last_job;
     l->uid = uid;
+    l->began_usec = clock_usec();
     LIST_INIT(&l->waiters);
     TAILQ_INSERT_TAIL(&m->loads, l, link);
     m->n_load++;
@@ -295,7 +296,7 @@ static void drop(struct models *m, const char *why) {
 
     result.why = m->reason;
     while ((job = LIST_FIRST(&m->jobs))) {
-        ev.job = job->id;
+        ev.job = job->engine_job;
         ev.userdata = job;
         job_event(m, job, &ev);
     }
@@ -416,6 +417,10 @@ int models_load(struct models *m, const char *id, uid_t uid, struct models_load 
     return 0;
 }
 
+struct models_load *models_loading(const struct models *m) {
+    return m->load && m->load->state == MODELS_LOAD_RUNNING ? m->load : NULL;
+}
+
 bool models_load_cancel(struct models *m, struct models_load *load) {
     if (load->state != MODELS_LOAD_RUNNING)
         return false;
@@ -452,9 +457,10 @@ int models_submit(struct models *m, const char *id, uid_t uid, struct engine_req
         return err_up(r);
 
     req->userdata = job;
-    r = engine_submit(m->engine, req, &job->id, ret_queue, why);
+    r = engine_submit(m->engine, req, &job->engine_job, ret_queue, why);
     switch (r) {
     case 0:
+        job->id = ++m->last_job;
         LIST_INSERT_HEAD(&m->jobs, job, link);
         m->n_job++;
         return 0;
@@ -470,11 +476,16 @@ int models_submit(struct models *m, const char *id, uid_t uid, struct engine_req
 }
 
 void models_cancel(struct models *m, struct models_job *job) {
-    engine_cancel(m->engine, job->id);
+    engine_cancel(m->engine, job->engine_job);
 }
 
 void models_pause(struct models *m, struct models_job *job, bool pause) {
-    engine_pause(m->engine, job->id, pause);
+    engine_pause(m->engine, job->engine_job, pause);
+}
+
+void models_at(const struct models *m, const struct models_job *job, struct engine_job *ret) {
+    *ret = (struct engine_job){ 0 };
+    (void)engine_job(m->engine, job->engine_job, ret);
 }
 
 /* ---- life ---- */

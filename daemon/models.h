@@ -98,7 +98,7 @@ struct models_load {
     enum models_load_state state;
     struct why reason; /* FAILED, CANCELLED */
     uid_t uid;         /* who started it */
-    usec_t ended_usec;
+    usec_t began_usec, ended_usec;
     LIST_HEAD(, models_waiter) waiters;
 };
 
@@ -110,6 +110,8 @@ void models_preload(struct models *m);
 int models_load(struct models *m, const char *id, uid_t uid, struct models_load **ret_load,
                 struct why *why);
 struct models_load *models_load_find(struct models *m, uint64_t id);
+/* The one that runs; NULL: none does. */
+struct models_load *models_loading(const struct models *m);
 /* Stop it; jobs that wait for it end with ENGINE_END_MODEL. Return: was it running? */
 bool models_load_cancel(struct models *m, struct models_load *load);
 /* Return: 0 (also when it is not loaded), MODELS_NONE, or MODELS_BUSY with @ret_n_job. */
@@ -121,7 +123,8 @@ int models_unload(struct models *m, const char *id, uint32_t *ret_n_job);
  * comes and is the last event. Progress of loading comes as ENGINE_PROGRESS with job 0. */
 struct models_job {
     LIST_ENTRY(models_job) link;
-    uint64_t id;
+    uint64_t id;         /* numbered together with models_load */
+    uint64_t engine_job; /* the engine's own number */
     void (*event)(struct models_job *job, const struct engine_event *ev);
 };
 
@@ -131,5 +134,7 @@ int models_submit(struct models *m, const char *id, uid_t uid, struct engine_req
                   struct models_job *job, struct engine_queue *ret_queue, struct why *why);
 void models_cancel(struct models *m, struct models_job *job);
 void models_pause(struct models *m, struct models_job *job, bool pause);
+/* How far it is. */
+void models_at(const struct models *m, const struct models_job *job, struct engine_job *ret);
 /* Jobs that have not ended. */
 uint32_t models_n_job(const struct models *m);

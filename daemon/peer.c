@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include "daemon/peer.h"
+#include "engine/base/utf8.h"
 
 #ifndef SO_PEERPIDFD
 #define SO_PEERPIDFD 77
@@ -90,6 +91,17 @@ static uint64_t hash(const char *s, size_t n) {
     return h;
 }
 
+/* A name is said to clients: of a path's bytes that are no characters remain question marks. */
+static void make_text(char *s) {
+    for (size_t n = strlen(s), k; n > 0; s += k, n -= k) {
+        k = utf8_len(s, n);
+        if (k == 0 || (unsigned char)*s < ' ') {
+            *s = '?';
+            k = 1;
+        }
+    }
+}
+
 void peer_read_cgroup(struct peer *p, const char *cgroup, const char *root) {
     const char *path = NULL, *cpu = NULL;
     size_t n = find_path(cgroup, "", &path), n_cpu = find_path(cgroup, "cpu", &cpu);
@@ -117,6 +129,7 @@ void peer_read_cgroup(struct peer *p, const char *cgroup, const char *root) {
     }
     if (unit == 0)
         return;
+    make_text(p->unit);
 
     /* Where the controller is of cgroup v1, its tree is systemd's as far as that says anything. */
     bool v1 = n_cpu > 0;

@@ -214,18 +214,12 @@ static void pack_usage(msgpack_packer *p, const struct engine_result *res) {
     rpc_pack_uint(p, "decode_us", res->decode_usec);
 }
 
-static const char *stop_reason(const struct engine_result *res) {
-    return res->end == ENGINE_END_LENGTH     ? "length"
-           : res->end == ENGINE_END_DEADLINE ? "deadline"
-                                             : "stop";
-}
-
 static void pack_result(struct gen *g, const struct engine_result *res, msgpack_packer *p) {
     bool stopped =
         res->end == ENGINE_END_STOP && res->stop_index >= 0 && (size_t)res->stop_index < g->stop.n;
 
     msgpack_pack_map(p, 5 + stopped + stream_n_key(&g->stream));
-    rpc_pack_str(p, "stop_reason", stop_reason(res));
+    rpc_pack_str(p, "stop_reason", work_reason(&g->work, res));
     if (stopped)
         rpc_pack_str(p, "stop", g->stop.s[res->stop_index]);
     pack_usage(p, res);
@@ -268,10 +262,6 @@ static void on_done(struct work *w, const struct engine_result *res) {
         if (limit)
             rpc_pack_uint(&reply.data_pk, "limit", STREAM_WHOLE_MAX);
     }
-    log_info("gen", "session %ju: job %ju: %s: %u prompt, %u generated, %ju ms",
-             (uintmax_t)g->session, (uintmax_t)w->job.id,
-             code ? rpc_error_name(code) : stop_reason(res), res->n_prompt, res->n_token,
-             (uintmax_t)((res->queue_usec + res->prefill_usec + res->decode_usec) / 1000));
     session_answer(&w->call, &reply, code);
     rpc_reply_deinit(&reply);
 }

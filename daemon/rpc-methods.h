@@ -12,11 +12,15 @@ struct rpc_call;
 /* rpc-server.c */
 int rpc_client_hello(struct rpc_call *c);
 int rpc_server_info(struct rpc_call *c);
+int rpc_server_metrics(struct rpc_call *c);
 int rpc_server_status(struct rpc_call *c);
 
-/* rpc-model.c */
+/* rpc-job.c */
 int rpc_job_cancel(struct rpc_call *c);
+int rpc_job_list(struct rpc_call *c);
 int rpc_job_wait(struct rpc_call *c);
+
+/* rpc-model.c */
 int rpc_model_availability(struct rpc_call *c);
 int rpc_model_list(struct rpc_call *c);
 int rpc_model_load(struct rpc_call *c);

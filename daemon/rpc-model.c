@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * rpc-model - model.* and job.*
+ * rpc-model - model.*
  */
 
 #include <stdlib.h>
@@ -293,124 +293,5 @@ int rpc_model_unload(struct rpc_call *c) {
         return err_fold(r);
 
     msgpack_pack_map(&c->reply->result_pk, 0);
-    return 0;
-}
-
-/* ---- jobs ---- */
-
-/* One job.wait. */
-struct wait {
-    struct session_call call;
-    struct models_waiter waiter;
-    const struct models_load *load;
-};
-
-#define WAIT_OF(ptr_, field_) ((struct wait *)((char *)(ptr_)-offsetof(struct wait, field_)))
-
-static void pack_ended(msgpack_packer *p, const struct models_load *load) {
-    static const char *const names[] = { "running", "done", "failed", "cancelled" };
-    bool reason = load->state != MODELS_LOAD_DONE && load->reason.text[0];
-
-    msgpack_pack_map(p, 1u + reason);
-    rpc_pack_str(p, "result", names[load->state]);
-    if (reason)
-        rpc_pack_str(p, "reason", load->reason.text);
-}
-
-static void wait_progress(struct models_waiter *waiter, uint64_t done, uint64_t total) {
-    struct wait *w = WAIT_OF(waiter, waiter);
-    msgpack_sbuffer buf;
-    msgpack_packer p;
-
-    if (conn_pending(w->call.session->conn) >= CONN_HIGH)
-        return;
-
-    msgpack_sbuffer_init(&buf);
-    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
-    wire_pack_notify(&p, "job.progress");
-    msgpack_pack_map(&p, 4);
-    rpc_pack_uint(&p, "id", w->load->id);
-    rpc_pack_str(&p, "stage", "loading");
-    rpc_pack_uint(&p, "done", done);
-    rpc_pack_uint(&p, "total", total);
-    session_send(w->call.session, &buf);
-    msgpack_sbuffer_destroy(&buf);
-}
-
-static void wait_ended(struct models_waiter *waiter) {
-    struct wait *w = WAIT_OF(waiter, waiter);
-    struct rpc_reply reply;
-
-    rpc_reply_init(&reply);
-    pack_ended(&reply.result_pk, w->load);
-    session_answer(&w->call, &reply, 0);
-    rpc_reply_deinit(&reply);
-    free(w);
-}
-
-static void wait_gone(struct session_call *call) {
-    struct wait *w = WAIT_OF(call, call);
-
-    LIST_REMOVE(&w->waiter, link);
-    free(w);
-}
-
-static void wait_stop(struct session_call *call, int code) {
-    struct rpc_reply reply;
-
-    rpc_reply_init(&reply);
-    (void)why_set(&reply.why, 0, "the request was ended before the job");
-    session_answer(call, &reply, code);
-    rpc_reply_deinit(&reply);
-    wait_gone(call);
-}
-
-static const struct session_call_ops wait_ops = { wait_gone, wait_stop, NULL };
-
-static int find_load(struct rpc_call *c, struct models_load **ret_load) {
-    uint64_t id = rpc_get_uint(c->params, "id", 0);
-
-    *ret_load = models_load_find(c->server->models, id);
-    return *ret_load ? 0 : why_set(&c->reply->why, RPC_NO_SUCH_JOB, "no job %ju", (uintmax_t)id);
-}
-
-int rpc_job_wait(struct rpc_call *c) {
-    struct models_load *load;
-    struct wait *w;
-    int r;
-
-    r = find_load(c, &load);
-    if (r)
-        return err_up(r);
-    if (load->state != MODELS_LOAD_RUNNING) {
-        pack_ended(&c->reply->result_pk, load);
-        return 0;
-    }
-
-    w = calloc(1, sizeof *w);
-    if (!w)
-        return err_new(-ENOMEM);
-    w->load = load;
-    w->waiter.progress = wait_progress;
-    w->waiter.ended = wait_ended;
-    LIST_INSERT_HEAD(&load->waiters, &w->waiter, link);
-    session_owe(c->session, &w->call, c->msgid, &wait_ops);
-    return RPC_LATER;
-}
-
-int rpc_job_cancel(struct rpc_call *c) {
-    struct models_load *load;
-    bool cancelled;
-    int r;
-
-    r = find_load(c, &load);
-    if (r)
-        return err_up(r);
-    if (load->uid != c->session->peer.uid && (r = want_admin(c)))
-        return err_up(r);
-
-    cancelled = models_load_cancel(c->server->models, load);
-    msgpack_pack_map(&c->reply->result_pk, 1);
-    rpc_pack_bool(&c->reply->result_pk, "cancelled", cancelled);
     return 0;
 }

@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * rpc-server - server.info, server.status, client.hello
+ * rpc-server - server.info, server.status, server.metrics, client.hello
  */
 
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "daemon/metrics.h"
 #include "daemon/rpc-methods.h"
 #include "daemon/rpc.h"
 #include "daemon/server.h"
@@ -57,42 +58,13 @@ int rpc_client_hello(struct rpc_call *c) {
     return 0;
 }
 
-/* Bytes of this process in memory, the mapped file's pages included. */
-static uint64_t resident_bytes(void) {
-    unsigned long pages = 0;
-    FILE *f = fopen("/proc/self/statm", "re");
-
-    if (!f)
-        return 0;
-    if (fscanf(f, "%*s %lu", &pages) != 1)
-        pages = 0;
-    (void)fclose(f);
-    return (uint64_t)pages * (uint64_t)sysconf(_SC_PAGESIZE);
-}
-
-static const char *state_name(const struct server *s, const char *model) {
-    if (s->stopping)
-        return "stopping";
-    if (!model)
-        return "empty";
-
-    switch (models_state(s->models, model)) {
-    case MODELS_LOADED:
-        return "ready";
-    case MODELS_FAILED:
-        return "failed";
-    default:
-        return "loading";
-    }
-}
-
 static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
     const struct model_info *info = models_info(c->server->models);
     msgpack_packer *p = &c->reply->result_pk;
 
     wire_pack_str(p, "memory");
     msgpack_pack_map(p, 3);
-    rpc_pack_uint(p, "resident", resident_bytes());
+    rpc_pack_uint(p, "resident", metrics_resident());
     rpc_pack_uint(p, "weights", info ? info->weight_bytes : 0);
     rpc_pack_uint(p, "kv", st->kv_bytes);
     rpc_pack_uint(p, "threads", st->n_worker);
@@ -138,7 +110,7 @@ int rpc_server_status(struct rpc_call *c) {
 
     models_engine(m, &st);
     msgpack_pack_map(p, 11u + (model != NULL) + failed + loading);
-    rpc_pack_str(p, "state", state_name(c->server, model));
+    rpc_pack_str(p, "state", metrics_state(c->server));
     if (failed)
         rpc_pack_str(p, "reason", models_reason(m));
     rpc_pack_str(p, "version", MOE_VERSION);
@@ -151,5 +123,23 @@ int rpc_server_status(struct rpc_call *c) {
                        st.bytes_total ? (double)st.bytes_done / (double)st.bytes_total : 0);
     pack_numbers(c, &st);
     pack_shards(m, p);
+    return 0;
+}
+
+int rpc_server_metrics(struct rpc_call *c) {
+    const struct session *s = c->session;
+    AUTO(free) char *text = NULL;
+    size_t n;
+    const char *format = rpc_get_str(c->params, "format", &n);
+    int r;
+
+    if (format && !(n == strlen("openmetrics") && memcmp(format, "openmetrics", n) == 0))
+        return why_set(&c->reply->why, RPC_INVALID_ARGS, "format: not openmetrics");
+    r = metrics_text(c->server, session_is_admin(s), s->peer.uid, &text, &n);
+    if (r)
+        return err_up(r);
+
+    msgpack_pack_map(&c->reply->result_pk, 1);
+    rpc_pack_strn(&c->reply->result_pk, "text", text, n);
     return 0;
 }

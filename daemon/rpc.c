@@ -40,6 +40,12 @@ const struct rpc_method rpc_methods[] = {
       "id:u",
       "{cancelled: bool}",
       "NoSuchJob AccessDenied", "", false, rpc_job_cancel },
+    { "job.list", 1, 0,
+      "",
+      "{jobs: [{id: uint, kind: str, state: str, uid: uint, pid: uint, unit: str, "
+      "connection: uint, model: str, priority: str, age_us: uint, done: uint, total: uint, "
+      "generated: uint, kv: uint}]}",
+      "", "", false, rpc_job_list },
     { "job.wait", 1, 0,
       "id:u",
       "{result: str, reason: str?}",
@@ -69,6 +75,10 @@ const struct rpc_method rpc_methods[] = {
       "",
       "{channel: uint, version: map, methods: array, error_types: map, types: map}",
       "", "", false, rpc_server_info },
+    { "server.metrics", 1, 0,
+      "format:s?",
+      "{text: str}",
+      "", "", false, rpc_server_metrics },
     { "server.status", 1, 0,
       "",
       "{state: str, reason: str?, version: str, pid: uint, uptime_us: uint, model: str?, "

@@ -158,6 +158,7 @@ struct server *server_free(struct server *s) {
     while (!LIST_EMPTY(&s->sessions))
         (void)session_free(LIST_FIRST(&s->sessions));
     (void)models_free(s->models);
+    (void)account_free(s->account);
     if (s->stop_timer)
         event_free(s->stop_timer);
     if (s->accept_timer)
@@ -181,11 +182,14 @@ int server_new(struct server **ret_server, struct event_base *base, struct confi
     s->config = config;
     s->started_usec = clock_usec();
     LIST_INIT(&s->sessions);
+    LIST_INIT(&s->works);
     s->stop_timer = evtimer_new(base, on_stop_timer, s);
     s->accept_timer = evtimer_new(base, on_accept_again, s);
     if (!s->stop_timer || !s->accept_timer)
         return err_new(-ENOMEM);
-    r = models_new(&s->models, base, config);
+    r = account_new(&s->account);
+    if (!r)
+        r = models_new(&s->models, base, config);
     if (r)
         return err_up(r);
 

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/account.h"
 #include "daemon/clock.h"
 #include "daemon/config.h"
 #include "daemon/models.h"
@@ -23,10 +24,14 @@ enum {
     SERVER_STOP_USEC = 4000000, /* what clients get to take their last answers */
 };
 
+LIST_HEAD(work_list, work);
+
 struct server {
     struct event_base *base;
     struct config *config;
     struct models *models;
+    struct account *account;
+    struct work_list works; /* requests the engine has */
     struct session_list sessions;
     uint32_t n_session;
     uint64_t next_session;

@@ -31,6 +31,7 @@ void session_refuse(struct session *s, int code, const char *message) {
     msgpack_sbuffer buf;
     msgpack_packer p;
 
+    account_refuse(s->server->account, s->peer.uid, s->peer.unit);
     log_info("session", "session %ju: user %u: closed: %s", (uintmax_t)s->id, (unsigned)s->peer.uid,
              message);
     msgpack_sbuffer_init(&buf);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 #include <stddef.h>
+#include <stdio.h>
 
+#include "daemon/journal.h"
 #include "daemon/server.h"
 #include "daemon/work.h"
 
@@ -24,13 +26,30 @@ static void on_sent(struct session_call *call) {
 
 static const struct session_call_ops work_call_ops = { on_gone, on_stop, on_sent };
 
+static void close_account(struct work *w, const struct engine_result *result) {
+    const struct journal_request record = { .session = w->session,
+                                            .job = w->job.id,
+                                            .uid = w->peer.uid,
+                                            .unit = w->peer.unit,
+                                            .model = w->model,
+                                            .kind = work_kind(w),
+                                            .result = work_reason(w, result),
+                                            .numbers = result };
+
+    LIST_REMOVE(w, link);
+    account_end(w->server->account, w->row, result);
+    journal_request(&record);
+}
+
 static void on_event(struct models_job *job, const struct engine_event *ev) {
     struct work *w = OWNER(job, job);
 
-    if (ev->kind == ENGINE_DONE)
+    if (ev->kind == ENGINE_DONE) {
+        close_account(w, ev->result);
         w->ops->done(w, ev->result); /* @w is gone */
-    else if (w->call.session && w->ops->event)
+    } else if (w->call.session && w->ops->event) {
         w->ops->event(w, ev);
+    }
 }
 
 void work_stop(struct work *w, int code) {
@@ -57,6 +76,20 @@ static void fill_who(struct fair_who *who, const struct peer *peer) {
                               .app_weight = peer->unit_weight };
 }
 
+static void open_account(struct work *w, struct rpc_call *c, const struct engine_request *req) {
+    struct server *s = c->server;
+
+    w->peer = c->session->peer;
+    w->session = c->session->id;
+    w->kind = req->kind;
+    w->class = req->who.class;
+    w->began = clock_usec();
+    w->row = account_begin(s->account, w->peer.uid, w->peer.unit);
+    (void)snprintf(w->model, sizeof w->model, "%s", models_resident(s->models));
+    LIST_INSERT_HEAD(&s->works, w, link);
+    session_owe(c->session, &w->call, c->msgid, &work_call_ops);
+}
+
 int work_submit(struct work *w, struct rpc_call *c, const char *model, struct engine_request *req) {
     struct models *m = c->server->models;
     struct engine_queue queue = { 0 };
@@ -64,12 +97,15 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
     int r;
 
     fill_who(&req->who, &c->session->peer);
+    w->server = c->server;
     w->models = m;
     w->job.event = on_event;
     r = models_submit(m, model, c->session->peer.uid, req, &w->job, &queue, why);
+    if (r)
+        account_refuse(c->server->account, c->session->peer.uid, c->session->peer.unit);
     switch (r) {
     case 0:
-        session_owe(c->session, &w->call, c->msgid, &work_call_ops);
+        open_account(w, c, req);
         return RPC_LATER;
     case MODELS_NONE:
         return RPC_NO_SUCH_MODEL;
@@ -92,41 +128,72 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
     }
 }
 
+const char *work_kind(const struct work *w) {
+    static const char *const names[] = { [ENGINE_GENERATE] = "generate",
+                                         [ENGINE_TOKENIZE] = "tokenize",
+                                         [ENGINE_DETOKENIZE] = "detokenize",
+                                         [ENGINE_RENDER] = "template.apply" };
+
+    return names[w->kind];
+}
+
+/* 0: an answer. */
+static int code_of(const struct work *w, const struct engine_result *result) {
+    static const int codes[] = {
+        [ENGINE_END_STOP] = 0,
+        [ENGINE_END_LENGTH] = 0,
+        [ENGINE_END_DEADLINE] = RPC_TIMEOUT,
+        [ENGINE_END_CANCELLED] = RPC_CANCELLED,
+        [ENGINE_END_CONTEXT] = RPC_CONTEXT_OVERFLOW,
+        [ENGINE_END_MEMORY] = RPC_INSUFFICIENT_MEMORY,
+        [ENGINE_END_INVALID] = RPC_INVALID_ARGS,
+        [ENGINE_END_MODEL] = RPC_MODEL_UNAVAILABLE,
+        [ENGINE_END_INTERNAL] = RPC_INTERNAL,
+    };
+
+    if (result->end == ENGINE_END_DEADLINE && result->n_token)
+        return 0;
+    if (result->end == ENGINE_END_CANCELLED && w->stop_code)
+        return w->stop_code;
+    return codes[result->end];
+}
+
+const char *work_reason(const struct work *w, const struct engine_result *result) {
+    int code = code_of(w, result);
+
+    return code                                 ? rpc_error_name(code)
+           : result->end == ENGINE_END_LENGTH   ? "length"
+           : result->end == ENGINE_END_DEADLINE ? "deadline"
+                                                : "stop";
+}
+
 int work_error(const struct work *w, const struct engine_result *result, struct rpc_reply *reply) {
+    int code = code_of(w, result);
     struct why *why = &reply->why;
 
-    switch (result->end) {
-    case ENGINE_END_STOP:
-    case ENGINE_END_LENGTH:
+    if (!code)
         return 0;
+    switch (result->end) {
     case ENGINE_END_DEADLINE:
-        return result->n_token ? 0 : why_set(why, RPC_TIMEOUT, "no answer before the deadline");
+        return why_set(why, code, "no answer before the deadline");
     case ENGINE_END_CANCELLED:
-        if (!why->text[0])
-            (void)why_set(why, 0, "%s",
-                          w->stop_code == RPC_SHUTTING_DOWN ? "the service is stopping"
-                                                            : "the request was cancelled");
-        return w->stop_code ? w->stop_code : RPC_CANCELLED;
+        return why->text[0]                ? code
+               : code == RPC_SHUTTING_DOWN ? why_set(why, code, "the service is stopping")
+                                           : why_set(why, code, "the request was cancelled");
     case ENGINE_END_CONTEXT:
         msgpack_pack_map(&reply->data_pk, 2);
         rpc_pack_uint(&reply->data_pk, "requested", result->n_prompt);
         rpc_pack_uint(&reply->data_pk, "available", result->n_available);
-        return why_set(why, RPC_CONTEXT_OVERFLOW, "the prompt has %u tokens, the context holds %u",
+        return why_set(why, code, "the prompt has %u tokens, the context holds %u",
                        result->n_prompt, result->n_available);
     case ENGINE_END_MEMORY:
         msgpack_pack_map(&reply->data_pk, 2);
         rpc_pack_uint(&reply->data_pk, "need", result->need);
         rpc_pack_uint(&reply->data_pk, "have", result->have);
-        return why_set(why, RPC_INSUFFICIENT_MEMORY,
+        return why_set(why, code,
                        "prompt and max_tokens need %ju bytes of the cache, a user may have %ju",
                        (uintmax_t)result->need, (uintmax_t)result->have);
-    case ENGINE_END_INVALID:
-        return why_set(why, RPC_INVALID_ARGS, "%s", result->why.text);
-    case ENGINE_END_MODEL:
-        return why_set(why, RPC_MODEL_UNAVAILABLE, "%s", result->why.text);
-    case ENGINE_END_INTERNAL:
-        return why_set(why, RPC_INTERNAL, "%s", result->why.text);
+    default:
+        return why_set(why, code, "%s", result->why.text);
     }
-
-    return RPC_INTERNAL;
 }

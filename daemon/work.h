@@ -4,12 +4,13 @@
 /*
  * work - a request that the engine answers: between a session_call and a models_job
  *
- * It lives until the engine is done with the job, with or without a client. Its owner embeds it and
- * frees it in done().
+ * It lives until the engine is done with the job, with or without a client, and knows whose it is.
+ * Its owner embeds it and frees it in done(). What it took goes to the account and the journal.
  *
  * Owner: the daemon thread.
  */
 
+#include "daemon/account.h"
 #include "daemon/models.h"
 #include "daemon/rpc.h"
 #include "daemon/session.h"
@@ -26,11 +27,22 @@ struct work_ops {
 };
 
 struct work {
+    LIST_ENTRY(work) link; /* of the server's list */
     const struct work_ops *ops;
     struct models_job job;
     struct session_call call;
+    struct server *server;
     struct models *models;
     int stop_code; /* the error it was told to end with; 0: nobody told it */
+
+    /* For whom; stays when the client goes. */
+    struct peer peer;
+    uint64_t session; /* its number */
+    enum engine_kind kind;
+    enum fair_class class;
+    char model[256]; /* its id: a file name at most */
+    usec_t began;
+    struct account_row *row;
 };
 
 /**
@@ -45,6 +57,11 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
 
 /* End it; done() comes with the engine's answer, work_error() then says @code. */
 void work_stop(struct work *w, int code);
+
+/* "generate", ... */
+const char *work_kind(const struct work *w);
+/* How it ended: "stop", "length" or "deadline" of an answer, else the name of an error. */
+const char *work_reason(const struct work *w, const struct engine_result *result);
 
 /* The RPC_* error a result stands for, with its message and data in @reply but for usage; 0 when it
  * is an answer. */

@@ -187,6 +187,11 @@ void engine_pause(struct engine *e, uint64_t job, bool pause) {
     fake.job[job - 1].n_pause += pause;
 }
 
+bool engine_job(const struct engine *e, uint64_t job, struct engine_job *ret) {
+    *ret = fake.job[job - 1].at;
+    return true;
+}
+
 int engine_fd(const struct engine *e) {
     return e->fd;
 }

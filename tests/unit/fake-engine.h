@@ -18,7 +18,8 @@ struct fake_job {
     char *text;                /* the prompt, or the first message's text */
     char role[32];
     bool over, paused;
-    uint32_t n_pause; /* how often it was told to pause */
+    struct engine_job at; /* how far it is */
+    uint32_t n_pause;     /* how often it was told to pause */
 };
 
 struct fake {

@@ -1,0 +1,235 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * rpc-job - job.*: what is being loaded, and the requests that the engine has
+ */
+
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "daemon/rpc-methods.h"
+#include "daemon/server.h"
+#include "daemon/work.h"
+
+/* ---- job.wait ---- */
+
+/* One job.wait. */
+struct wait {
+    struct session_call call;
+    struct models_waiter waiter;
+    const struct models_load *load;
+};
+
+#define WAIT_OF(ptr_, field_) ((struct wait *)((char *)(ptr_)-offsetof(struct wait, field_)))
+
+static void pack_ended(msgpack_packer *p, const struct models_load *load) {
+    static const char *const names[] = { "running", "done", "failed", "cancelled" };
+    bool reason = load->state != MODELS_LOAD_DONE && load->reason.text[0];
+
+    msgpack_pack_map(p, 1u + reason);
+    rpc_pack_str(p, "result", names[load->state]);
+    if (reason)
+        rpc_pack_str(p, "reason", load->reason.text);
+}
+
+static void wait_progress(struct models_waiter *waiter, uint64_t done, uint64_t total) {
+    struct wait *w = WAIT_OF(waiter, waiter);
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+
+    if (conn_pending(w->call.session->conn) >= CONN_HIGH)
+        return;
+
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    wire_pack_notify(&p, "job.progress");
+    msgpack_pack_map(&p, 4);
+    rpc_pack_uint(&p, "id", w->load->id);
+    rpc_pack_str(&p, "stage", "loading");
+    rpc_pack_uint(&p, "done", done);
+    rpc_pack_uint(&p, "total", total);
+    session_send(w->call.session, &buf);
+    msgpack_sbuffer_destroy(&buf);
+}
+
+static void wait_ended(struct models_waiter *waiter) {
+    struct wait *w = WAIT_OF(waiter, waiter);
+    struct rpc_reply reply;
+
+    rpc_reply_init(&reply);
+    pack_ended(&reply.result_pk, w->load);
+    session_answer(&w->call, &reply, 0);
+    rpc_reply_deinit(&reply);
+    free(w);
+}
+
+static void wait_gone(struct session_call *call) {
+    struct wait *w = WAIT_OF(call, call);
+
+    LIST_REMOVE(&w->waiter, link);
+    free(w);
+}
+
+static void wait_stop(struct session_call *call, int code) {
+    struct rpc_reply reply;
+
+    rpc_reply_init(&reply);
+    (void)why_set(&reply.why, 0, "the request was ended before the job");
+    session_answer(call, &reply, code);
+    rpc_reply_deinit(&reply);
+    wait_gone(call);
+}
+
+static const struct session_call_ops wait_ops = { wait_gone, wait_stop, NULL };
+
+static int find_load(struct rpc_call *c, struct models_load **ret_load) {
+    uint64_t id = rpc_get_uint(c->params, "id", 0);
+
+    *ret_load = models_load_find(c->server->models, id);
+    return *ret_load ? 0 : why_set(&c->reply->why, RPC_NO_SUCH_JOB, "no job %ju", (uintmax_t)id);
+}
+
+int rpc_job_wait(struct rpc_call *c) {
+    struct models_load *load;
+    struct wait *w;
+    int r;
+
+    r = find_load(c, &load);
+    if (r)
+        return err_up(r);
+    if (load->state != MODELS_LOAD_RUNNING) {
+        pack_ended(&c->reply->result_pk, load);
+        return 0;
+    }
+
+    w = calloc(1, sizeof *w);
+    if (!w)
+        return err_new(-ENOMEM);
+    w->load = load;
+    w->waiter.progress = wait_progress;
+    w->waiter.ended = wait_ended;
+    LIST_INSERT_HEAD(&load->waiters, &w->waiter, link);
+    session_owe(c->session, &w->call, c->msgid, &wait_ops);
+    return RPC_LATER;
+}
+
+/* ---- job.list ---- */
+
+static bool may(const struct rpc_call *c, uid_t uid) {
+    return c->session->peer.uid == uid || session_is_admin(c->session);
+}
+
+/* What both kinds of jobs say. */
+struct row {
+    uint64_t id;
+    const char *kind, *state, *unit, *model, *priority;
+    uid_t uid;
+    pid_t pid;
+    uint64_t connection, age, done, total, n_token, kv_bytes;
+};
+
+static void pack_row(msgpack_packer *p, const struct row *r) {
+    msgpack_pack_map(p, 14);
+    rpc_pack_uint(p, "id", r->id);
+    rpc_pack_str(p, "kind", r->kind);
+    rpc_pack_str(p, "state", r->state);
+    rpc_pack_uint(p, "uid", r->uid);
+    rpc_pack_uint(p, "pid", (uint64_t)r->pid);
+    rpc_pack_str(p, "unit", r->unit);
+    rpc_pack_uint(p, "connection", r->connection);
+    rpc_pack_str(p, "model", r->model);
+    rpc_pack_str(p, "priority", r->priority);
+    rpc_pack_uint(p, "age_us", r->age);
+    rpc_pack_uint(p, "done", r->done);
+    rpc_pack_uint(p, "total", r->total);
+    rpc_pack_uint(p, "generated", r->n_token);
+    rpc_pack_uint(p, "kv", r->kv_bytes);
+}
+
+static void pack_load(const struct models_load *load, struct models *m, msgpack_packer *p) {
+    struct engine_status st;
+
+    models_engine(m, &st);
+    pack_row(p, &(struct row){ .id = load->id,
+                               .kind = "load",
+                               .state = "running",
+                               .unit = "",
+                               .model = models_resident(m),
+                               .priority = "default",
+                               .uid = load->uid,
+                               .age = clock_usec() - load->began_usec,
+                               .done = st.bytes_done,
+                               .total = st.bytes_total });
+}
+
+static void pack_work(const struct work *w, msgpack_packer *p) {
+    static const char *const classes[] = { [FAIR_DEFAULT] = "default",
+                                           [FAIR_INTERACTIVE] = "interactive",
+                                           [FAIR_BACKGROUND] = "background" };
+    struct engine_job at;
+
+    models_at(w->models, &w->job, &at);
+    pack_row(p, &(struct row){ .id = w->job.id,
+                               .kind = work_kind(w),
+                               .state = at.kv_bytes ? "running" : "waiting",
+                               .unit = w->peer.unit,
+                               .model = w->model,
+                               .priority = classes[w->class],
+                               .uid = w->peer.uid,
+                               .pid = w->peer.pid,
+                               .connection = w->session,
+                               .age = clock_usec() - w->began,
+                               .done = at.n_done,
+                               .total = at.n_prompt,
+                               .n_token = at.n_token,
+                               .kv_bytes = at.kv_bytes });
+}
+
+int rpc_job_list(struct rpc_call *c) {
+    const struct models_load *load = models_loading(c->server->models);
+    msgpack_packer *p = &c->reply->result_pk;
+    const struct work *w;
+    uint32_t n = 0;
+
+    if (load && !may(c, load->uid))
+        load = NULL;
+    LIST_FOREACH(w, &c->server->works, link)
+    n += may(c, w->peer.uid);
+
+    msgpack_pack_map(p, 1);
+    wire_pack_str(p, "jobs");
+    msgpack_pack_array(p, n + (load != NULL));
+    if (load)
+        pack_load(load, c->server->models, p);
+    LIST_FOREACH(w, &c->server->works, link)
+    if (may(c, w->peer.uid))
+        pack_work(w, p);
+    return 0;
+}
+
+/* ---- job.cancel ---- */
+
+int rpc_job_cancel(struct rpc_call *c) {
+    uint64_t id = rpc_get_uint(c->params, "id", 0);
+    struct models_load *load;
+    struct work *w;
+    bool cancelled;
+    int r;
+
+    LIST_FOREACH(w, &c->server->works, link)
+    if (w->job.id == id)
+        break;
+    r = w ? 0 : find_load(c, &load);
+    if (r)
+        return err_up(r);
+    if (!may(c, w ? w->peer.uid : load->uid))
+        return why_set(&c->reply->why, RPC_ACCESS_DENIED,
+                       "only who started it, root and the service's own user may do this");
+
+    cancelled = w ? !w->stop_code : models_load_cancel(c->server->models, load);
+    if (w)
+        work_stop(w, RPC_CANCELLED);
+    msgpack_pack_map(&c->reply->result_pk, 1);
+    rpc_pack_bool(&c->reply->result_pk, "cancelled", cancelled);
+    return 0;
+}
