@@ -26,6 +26,9 @@ static const char help[] =
     "  load [MODEL]         load a model and wait for it\n"
     "  unload [MODEL]       give a model's memory back\n"
     "  wait [MODEL]         wait until a model can answer\n"
+    "  top                  requests that run and wait, again every second\n"
+    "  metrics              numbers of the service, for monitoring\n"
+    "  kill JOB             end a request\n"
     "  tokenize [TEXT]      token ids and their pieces\n"
     "  api-info             methods of the service\n"
     "\n"
@@ -47,6 +50,8 @@ static const char help[] =
     "others:\n"
     "      --tensors        show: list them, too\n"
     "      --no-wait        load: return at once\n"
+    "  -n, --count N        top: print N times and end\n"
+    "      --once           top: the same as -n 1\n"
     "      --special        tokenize, run --raw: texts of special tokens become them\n"
     "      --bos            tokenize: begin with the token that begins a text\n"
     "\n"
@@ -67,7 +72,8 @@ enum {
     V_TOKENIZE = 1 << 4,
     V_WAIT = 1 << 5,
     V_OTHER = 1 << 6,
-    V_ALL = (1 << 7) - 1,
+    V_TOP = 1 << 7,
+    V_ALL = (1 << 8) - 1,
     V_ANSWER = V_RUN | V_CHAT,
 };
 
@@ -86,6 +92,9 @@ static const struct verb {
     { "load", V_LOAD, 1, verb_load },
     { "unload", V_OTHER, 1, verb_unload },
     { "wait", V_WAIT, 1, verb_wait },
+    { "top", V_TOP, 0, verb_top },
+    { "metrics", V_OTHER, 0, verb_metrics },
+    { "kill", V_OTHER, 1, verb_kill },
     { "tokenize", V_TOKENIZE, 1, verb_tokenize },
     { "api-info", V_OTHER, 0, verb_api_info },
 };
@@ -93,6 +102,7 @@ static const struct verb {
 enum opt_id {
     OPT_FILE = 'f',
     OPT_HELP = 'h',
+    OPT_COUNT = 'n',
     OPT_QUIET = 'q',
     OPT_SYSTEM = 256,
     OPT_THINKING,
@@ -111,6 +121,7 @@ enum opt_id {
     OPT_NO_STREAM,
     OPT_TENSORS,
     OPT_NO_WAIT,
+    OPT_ONCE,
     OPT_SPECIAL,
     OPT_BOS,
     OPT_SOCKET,
@@ -141,6 +152,8 @@ static const struct option options[] = {
     { "no-stream",   no_argument,       NULL, OPT_NO_STREAM },
     { "tensors",     no_argument,       NULL, OPT_TENSORS },
     { "no-wait",     no_argument,       NULL, OPT_NO_WAIT },
+    { "count",       required_argument, NULL, OPT_COUNT },
+    { "once",        no_argument,       NULL, OPT_ONCE },
     { "special",     no_argument,       NULL, OPT_SPECIAL },
     { "bos",         no_argument,       NULL, OPT_BOS },
     { "socket",      required_argument, NULL, OPT_SOCKET },
@@ -170,6 +183,8 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_NO_STREAM,   V_RUN },
     { OPT_TENSORS,     V_SHOW },
     { OPT_NO_WAIT,     V_LOAD },
+    { OPT_COUNT,       V_TOP },
+    { OPT_ONCE,        V_TOP },
     { OPT_SPECIAL,     V_TOKENIZE | V_RUN },
     { OPT_BOS,         V_TOKENIZE },
     { OPT_JSON,        V_ALL & ~V_CHAT },
@@ -460,6 +475,11 @@ static int set_option(struct ctl *c, int opt, const char *arg) {
         return add_to("file", c->files, &c->n_files, CTL_LIST_MAX, arg);
     case OPT_JSON:
         return parse_json(c, arg);
+    case OPT_COUNT:
+        return parse_uint("count", arg, 1, UINT32_MAX, &c->count);
+    case OPT_ONCE:
+        c->count = 1;
+        break;
     case OPT_SYSTEM:
         c->system = arg;
         break;
@@ -546,7 +566,7 @@ static int parse(struct ctl *c, int argc, char **argv, const struct verb **ret_v
     int used[USED_MAX], opt, r;
     size_t n_used = 0;
 
-    while ((opt = getopt_long(argc, argv, "f:hq", options, NULL)) >= 0) {
+    while ((opt = getopt_long(argc, argv, "f:hn:q", options, NULL)) >= 0) {
         if (opt == OPT_HELP || opt == OPT_VERSION) {
             (void)(opt == OPT_HELP ? fputs(help, stdout) : printf("moectl %s\n", moe_version()));
             return -1;

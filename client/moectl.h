@@ -39,7 +39,7 @@ struct ctl {
     bool quiet, raw, no_stream, no_wait, tensors, special, bos;
     const char *system;
     uint64_t deadline_usec; /* MOE_FOREVER: none */
-    uint64_t seed;
+    uint64_t seed, count;   /* top: refreshes, 0: nothing said */
     const char *files[CTL_LIST_MAX], *stop[CTL_LIST_MAX];
     size_t n_files, n_stop;
     struct moe_generate generate; /* as the options say */
@@ -104,4 +104,7 @@ int verb_load(struct ctl *c);
 int verb_unload(struct ctl *c);
 int verb_tokenize(struct ctl *c);
 int verb_wait(struct ctl *c);
+int verb_top(struct ctl *c);
+int verb_metrics(struct ctl *c);
+int verb_kill(struct ctl *c);
 int verb_api_info(struct ctl *c);
