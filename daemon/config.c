@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 #include <ctype.h>
-#include <dirent.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/conffile.h"
 #include "daemon/config.h"
 #include "engine/base/utf8.h"
 
@@ -24,7 +24,7 @@ struct config_key {
     size_t offset;
     uint64_t min, max;
     const char *def;      /* "" for strings: not set */
-    const char *words[4]; /* of an enum, two or three */
+    const char *words[5]; /* of an enum, two to four */
     const char *doc;
 };
 
@@ -35,6 +35,8 @@ static const struct config_key keys[] = {
     /* name, type, where, min, max, default, words, meaning */
     { "batch",            CONFIG_UINT, AT(batch),           0, 4096,       "0", { NULL },
       "prompt tokens of one step; 0: 128" },
+    { "bus",              CONFIG_ENUM, AT(bus),             0, 0,          "auto", { "auto", "system", "session", "none" },
+      "message bus to serve on; auto: the service manager's, if it started us; read at start only" },
     { "cache-dir",        CONFIG_PATH, AT(cache_dir),       0, 4095,       "", { NULL },
       "where packed weights are kept for a later start; unset: $CACHE_DIRECTORY, if there is one" },
     { "cache-weights",    CONFIG_BOOL, AT(cache_weights),   0, 1,          "yes", { NULL },
@@ -81,7 +83,7 @@ static const struct config_key keys[] = {
 };
 /* clang-format on */
 
-enum { N_KEY = sizeof keys / sizeof keys[0], N_SUFFIX = 4, CONFIG_LINE_MAX = 8192 /* bytes */ };
+enum { N_KEY = sizeof keys / sizeof keys[0], N_SUFFIX = 4 };
 _Static_assert(sizeof keys / sizeof keys[0] <= (size_t)CONFIG_KEY_MAX,
                "struct config has no room for where a key comes from");
 
@@ -148,8 +150,9 @@ static int set_word(struct config *c, const struct config_key *k, const char *v,
             return 0;
         }
 
-    return why_set(why, CONFIG_BAD, "%s: '%s' is none of %s, %s%s%s", k->name, v, k->words[0],
-                   k->words[1], k->words[2] ? ", " : "", k->words[2] ? k->words[2] : "");
+    return why_set(why, CONFIG_BAD, "%s: '%s' is none of %s, %s%s%s%s%s", k->name, v, k->words[0],
+                   k->words[1], k->words[2] ? ", " : "", k->words[2] ?: "",
+                   k->words[2] && k->words[3] ? ", " : "", k->words[2] ? k->words[3] ?: "" : "");
 }
 
 static int set_bool(struct config *c, const struct config_key *k, const char *v, struct why *why) {
@@ -206,144 +209,27 @@ static int set_key(struct config *c, const char *name, const char *value, const 
     return why_set(why, CONFIG_BAD, "%s: no such key", name);
 }
 
-static char *trim(char *s) {
-    size_t n;
+/* ---- files ---- */
 
-    s += strspn(s, " \t\r\n");
-    for (n = strlen(s); n > 0 && strchr(" \t\r\n", s[n - 1]); n--)
-        ;
-    s[n] = '\0';
-    return s;
+static int on_key(void *arg, const char *key, const char *value, const char *from,
+                  struct why *why) {
+    return set_key(arg, key, value, from, why);
 }
 
-/* One line, without its comment. @from: "file:line". */
-static int read_line(struct config *c, char *line, const char *from, struct why *why) {
-    char *key = trim(line), *eq;
-    struct why inner = { 0 };
-    int r;
-
-    if (!*key || *key == '#' || *key == ';')
-        return 0;
-    eq = strchr(key, '=');
-    if (!eq)
-        return why_set(why, CONFIG_BAD, "%s: '%.40s' is no \"key = value\"", from, key);
-
-    *eq = '\0';
-    r = set_key(c, trim(key), trim(eq + 1), from, &inner);
-    if (r > 0)
-        return why_set(why, CONFIG_BAD, "%s: %.150s", from, inner.text);
-    return err_up(r);
-}
-
-static int read_file(struct config *c, const char *path, bool must, struct why *why) {
-    AUTO(free) char *line = NULL;
-    size_t n_alloc = 0;
-    FILE *f = fopen(path, "re");
-    char from[4200];
-    ssize_t n;
-    int r = 0;
-
-    if (!f && errno == ENOENT && !must)
-        return 0;
-    if (!f)
-        return why_set(why, CONFIG_BAD, "%s: cannot read: %m", path);
-
-    for (unsigned i = 1; r == 0 && (n = getline(&line, &n_alloc, f)) >= 0; i++) {
-        (void)snprintf(from, sizeof from, "%s:%u", path, i);
-        if (n > CONFIG_LINE_MAX)
-            r = why_set(why, CONFIG_BAD, "%s: line longer than %d bytes", from, CONFIG_LINE_MAX);
-        else if (memchr(line, '\0', (size_t)n))
-            r = why_set(why, CONFIG_BAD, "%s: a NUL character", from);
-        else
-            r = read_line(c, line, from, why);
-    }
-    if (r == 0 && ferror(f))
-        r = why_set(why, CONFIG_BAD, "%s: cannot read: %m", path);
-
-    (void)fclose(f);
-    return err_up(r);
-}
-
-/* ---- drop-ins ---- */
-
-enum { DROPIN_MAX = 256 };
-
-struct dropins {
-    struct dropin {
-        char *path;
-        const char *name; /* in path */
-    } at[DROPIN_MAX];
-    size_t n;
-};
-
-static void dropins_free(struct dropins *d) {
-    for (size_t i = 0; i < d->n; i++)
-        free(d->at[i].path);
-    free(d);
-}
-
-static int dropin_cmp(const void *a, const void *b) {
-    return strcmp(((const struct dropin *)a)->name, ((const struct dropin *)b)->name);
-}
-
-static int dropins_add(struct dropins *d, const char *dir, const char *name, struct why *why) {
-    struct dropin *new = &d->at[d->n];
-
-    for (size_t i = 0; i < d->n; i++)
-        if (strcmp(d->at[i].name, name) == 0)
-            return 0; /* masked by a folder before */
-    if (d->n == DROPIN_MAX)
-        return why_set(why, CONFIG_BAD, "%s: more than %d files", dir, DROPIN_MAX);
-    if (asprintf(&new->path, "%s/%s", dir, name) < 0)
-        return err_new(-ENOMEM);
-
-    new->name = strrchr(new->path, '/') + 1;
-    d->n++;
-    return 0;
-}
-
-static int dropins_scan(struct dropins *d, const char *root, const char *top, struct why *why) {
-    char dir[4096];
-    struct dirent *e;
-    DIR *at;
-    int r = 0;
-
-    (void)snprintf(dir, sizeof dir, "%s%s/moed/moed.conf.d", root, top);
-    at = opendir(dir);
-    if (!at)
-        return errno == ENOENT ? 0 : why_set(why, CONFIG_BAD, "%s: cannot read: %m", dir);
-
-    while (r == 0 && (e = readdir(at))) {
-        size_t n = strlen(e->d_name);
-
-        if (n > 5 && e->d_name[0] != '.' && strcmp(e->d_name + n - 5, ".conf") == 0)
-            r = dropins_add(d, dir, e->d_name, why);
-    }
-
-    (void)closedir(at);
-    return err_up(r);
+static int on_file(void *arg, const char *path, const char *name, struct why *why) {
+    return conffile_read(path, true, on_key, arg, why);
 }
 
 static int read_tree(struct config *c, const char *root, struct why *why) {
-    static const char *const tops[] = { "/etc", "/run", "/usr/lib" }; /* earlier masks later */
-    struct dropins *d = calloc(1, sizeof *d);
     char path[4096];
     int r;
 
-    if (!d)
-        return err_new(-ENOMEM);
-
     (void)snprintf(path, sizeof path, "%s/etc/moed/moed.conf", root);
-    r = read_file(c, path, false, why);
-    for (size_t i = 0; r == 0 && i < sizeof tops / sizeof tops[0]; i++)
-        r = dropins_scan(d, root, tops[i], why);
-    if (r == 0)
-        qsort(d->at, d->n, sizeof d->at[0], dropin_cmp);
-    for (size_t i = 0; r == 0 && i < d->n; i++)
-        r = read_file(c, d->at[i].path, true, why);
+    r = conffile_read(path, false, on_key, c, why);
+    if (r)
+        return err_up(r);
 
-    dropins_free(d);
-    return err_up(r);
+    return err_up(conffile_each(root, "moed.conf.d", on_file, c, why));
 }
 
 /* ---- */
@@ -357,6 +243,7 @@ struct config *config_free(struct config *c) {
     free(c->default_model);
     free(c->log);
     free(c->cache_dir);
+    usecase_deinit(&c->use_cases);
     for (size_t i = 0; i < N_KEY; i++)
         free(c->from[i]);
     free(c);
@@ -380,9 +267,11 @@ int config_new(struct config **ret_config, const char *root, const char *file,
     }
 
     if (file)
-        r = read_file(c, file + (*file == '-'), *file != '-', why);
+        r = conffile_read(file + (*file == '-'), *file != '-', on_key, c, why);
     else
         r = read_tree(c, root ? root : "", why);
+    if (!r)
+        r = usecase_load(&c->use_cases, root, why);
     if (r)
         return err_up(r);
 

@@ -12,7 +12,7 @@
  *   equal names /etc masks /run masks /usr/lib, so a link to /dev/null takes a file out
  *   the command line
  *
- * An unknown key, a value out of range and a line that is neither are errors, named by file, line
+ * Use cases are read with it, see usecase.h. An unknown key, a value out of range and a line that is neither are errors, named by file, line
  * and key: a service that guesses what its operator meant is worse than one that does not start.
  *
  * Owner: the daemon thread. Immutable once made; a reload makes a new one.
@@ -23,6 +23,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "daemon/usecase.h"
 #include "engine/base/auto.h"
 #include "engine/base/err.h"
 
@@ -34,15 +35,17 @@ enum {
 
 enum { CONFIG_KEY_MAX = 24 };
 
+enum config_bus { CONFIG_BUS_AUTO, CONFIG_BUS_SYSTEM, CONFIG_BUS_SESSION, CONFIG_BUS_NONE };
 enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32, CONFIG_KV_Q8_0 };
 
 struct config {
     char *model, *model_dir, *default_model, *log, *cache_dir; /* NULL: not set */
     bool preload, exact, cache_weights;
-    uint64_t context, kv_bytes, kv_type, threads, batch, queue, max_connections, sequences,
+    uint64_t bus, context, kv_bytes, kv_type, threads, batch, queue, max_connections, sequences,
         stall_timeout, step_bound, user_bytes, user_connections, user_jobs, user_kv_bytes;
 
-    char *from[CONFIG_KEY_MAX]; /* where each key's value comes from, NULL: the default */
+    struct usecase_list use_cases; /* by purpose, see usecase.h */
+    char *from[CONFIG_KEY_MAX];    /* where each key's value comes from, NULL: the default */
 };
 
 /* One setting of the command line: @from is the option's name. */

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sysexits.h>
 
+#include "daemon/bus.h"
 #include "daemon/listen.h"
 #include "daemon/notify.h"
 #include "daemon/server.h"
@@ -210,6 +211,7 @@ static int serve(struct event_base *base, struct server *server) {
 static int run(struct config *config, struct why *why) {
     AUTO(main_base_free) struct event_base *base = event_base_new();
     AUTO(server_free) struct server *server = NULL;
+    AUTO(bus_free) struct bus *bus = NULL;
     struct listen listen = { 0 };
     int r;
 
@@ -221,6 +223,8 @@ static int run(struct config *config, struct why *why) {
     r = server_new(&server, base, config);
     if (!r)
         r = listen_all(server, &listen, why);
+    if (!r)
+        r = bus_new(&bus, server);
     if (!r)
         r = serve(base, server);
     listen_deinit(&listen);

@@ -25,6 +25,8 @@ struct models {
     struct event_base *base;
     const struct config *config;
     struct registry files;
+    void (*changed)(void *arg); /* NULL: nobody wants to know */
+    void *changed_arg;
 
     /* The resident model. Its engine is freed only from outside the engine's own events. */
     char *id, *path;
@@ -197,6 +199,8 @@ struct models_load *models_load_find(struct models *m, uint64_t id) {
 /* ---- engine ---- */
 
 static void say_status(struct models *m, const struct engine_event *ev) {
+    if (!ev && m->changed)
+        m->changed(m->changed_arg);
     if (!m->id)
         notify_status("No model is loaded");
     else if (m->state == MODELS_LOADED)
@@ -490,8 +494,15 @@ void models_at(const struct models *m, const struct models_job *job, struct engi
 
 /* ---- life ---- */
 
+void models_watch(struct models *m, void (*changed)(void *arg), void *arg) {
+    m->changed = changed;
+    m->changed_arg = arg;
+}
+
 void models_reconfigure(struct models *m, const struct config *config) {
     m->config = config;
+    if (m->changed)
+        m->changed(m->changed_arg);
 }
 
 struct models *models_free(struct models *m) {

@@ -44,6 +44,8 @@ int models_new(struct models **ret_models, struct event_base *base, const struct
 struct models *models_free(struct models *m);
 AUTO_DEFINE(struct models *, models_free)
 
+/* Call @changed whenever a model's state did. */
+void models_watch(struct models *m, void (*changed)(void *arg), void *arg);
 /* From now on; what is resident stays. */
 void models_reconfigure(struct models *m, const struct config *config);
 

@@ -148,25 +148,27 @@ static bool is_gone(int pidfd) {
     return poll(&p, 1, 0) != 0;
 }
 
+void peer_of(struct peer *ret, uid_t uid, pid_t pid) {
+    char path[64], text[PEER_CGROUP_MAX];
+
+    *ret = (struct peer){ .uid = uid, .pid = pid };
+    (void)snprintf(path, sizeof path, "/proc/%d/cgroup", (int)pid);
+    if (pid > 0 && read_small(path, text, sizeof text))
+        peer_read_cgroup(ret, text, "");
+}
+
 int peer_get(struct peer *ret, int fd) {
     struct ucred cred;
     socklen_t n = sizeof cred, n_pidfd = sizeof(int);
     AUTO(close) int pidfd = -1;
-    char path[64], text[PEER_CGROUP_MAX];
-    struct peer p = { 0 };
 
     if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &n) < 0)
         return err_new(-errno);
-    p.uid = cred.uid;
-    p.pid = cred.pid;
     if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &n_pidfd) < 0)
         pidfd = -1; /* a kernel before 6.5 */
 
-    *ret = p;
-    (void)snprintf(path, sizeof path, "/proc/%d/cgroup", (int)cred.pid);
-    if (cred.pid > 0 && read_small(path, text, sizeof text))
-        peer_read_cgroup(&p, text, "");
-    if (pidfd < 0 || !is_gone(pidfd))
-        *ret = p;
+    peer_of(ret, cred.uid, cred.pid);
+    if (pidfd >= 0 && is_gone(pidfd)) /* what was read may be another's */
+        *ret = (struct peer){ .uid = cred.uid, .pid = cred.pid };
     return 0;
 }

@@ -27,10 +27,13 @@ struct peer {
     uint64_t app;                     /* a number for its path; 0: unknown */
     uint32_t uid_weight, unit_weight; /* cpu.weight; 0: unknown */
     bool background;                  /* below a background.slice */
+    bool admin;                       /* was allowed to manage models, whoever it is */
 };
 
 /* Of the socket @fd. Return: 0 or -errno. */
 int peer_get(struct peer *ret, int fd);
+/* Of a process that somebody who knows speaks for, such as a bus. */
+void peer_of(struct peer *ret, uid_t uid, pid_t pid);
 
 /* What @cgroup, the text of /proc/PID/cgroup, says of @p, whose .uid is filled.
  * @root: put before /sys/fs/cgroup */

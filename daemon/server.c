@@ -22,20 +22,26 @@ static uint32_t n_session_of(const struct server *s, uid_t uid) {
     return n;
 }
 
-int server_adopt(struct server *s, int fd) {
+int server_refuses(const struct server *s, uid_t uid, struct why *why) {
+    if (s->stopping)
+        return why_set(why, RPC_SHUTTING_DOWN, "the service is stopping");
+    if (n_session_of(s, uid) >= s->config->user_connections)
+        return why_set(why, RPC_QUOTA_EXCEEDED, "the user has too many connections");
+    if (s->n_session >= s->config->max_connections)
+        return why_set(why, RPC_QUOTA_EXCEEDED, "the service has too many connections");
+    return 0;
+}
+
+int server_adopt_as(struct server *s, int fd, const struct peer *peer,
+                    struct session **ret_session) {
     AUTO(close) int own = fd;
     struct session *session;
-    struct peer peer;
-    uint32_t n;
-    int r;
+    struct why why = { 0 };
+    int refused = server_refuses(s, peer->uid, &why), r;
 
-    r = peer_get(&peer, fd);
-    if (r)
-        return err_up(r);
     if (evutil_make_socket_nonblocking(fd) < 0)
         return err_new(-errno);
-    n = n_session_of(s, peer.uid);
-    r = session_new(&session, s, fd, &peer);
+    r = session_new(&session, s, fd, peer);
     if (r)
         return err_up(r);
 
@@ -44,16 +50,27 @@ int server_adopt(struct server *s, int fd) {
     session->id = ++s->next_session;
     s->n_session++;
     log_debug("server", "session %ju: user %u, process %d, %s%s", (uintmax_t)session->id,
-              (unsigned)peer.uid, (int)peer.pid, peer.unit[0] ? peer.unit : "no unit",
-              peer.background ? ", background" : "");
-    if (s->stopping)
-        session_refuse(session, RPC_SHUTTING_DOWN, "the service is stopping");
-    else if (n >= s->config->user_connections)
-        session_refuse(session, RPC_QUOTA_EXCEEDED, "the user has too many connections");
-    else if (s->n_session > s->config->max_connections)
-        session_refuse(session, RPC_QUOTA_EXCEEDED, "the service has too many connections");
+              (unsigned)peer->uid, (int)peer->pid, peer->unit[0] ? peer->unit : "no unit",
+              peer->background ? ", background" : "");
+    if (refused)
+        session_refuse(session, refused, why.text);
 
+    *ret_session = session;
     return 0;
+}
+
+int server_adopt(struct server *s, int fd) {
+    struct session *session;
+    struct peer peer;
+    int r;
+
+    r = peer_get(&peer, fd);
+    if (r) {
+        (void)close(fd);
+        return err_up(r);
+    }
+
+    return err_up(server_adopt_as(s, fd, &peer, &session));
 }
 
 void server_forget(struct server *s, struct session *session) {
@@ -145,9 +162,11 @@ void server_stop(struct server *s) {
 }
 
 void server_reconfigure(struct server *s, struct config *config) {
-    models_reconfigure(s->models, config);
-    (void)config_free(s->config);
+    struct config *old = s->config;
+
     s->config = config;
+    models_reconfigure(s->models, config);
+    (void)config_free(old);
 }
 
 struct server *server_free(struct server *s) {

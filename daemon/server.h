@@ -50,8 +50,13 @@ AUTO_DEFINE(struct server *, server_free)
 
 /* Accept clients on a listening socket; takes @fd on success. */
 int server_listen(struct server *s, int fd);
+/* Would a connection of @uid be refused now? Return: 0, or the RPC_* error. */
+int server_refuses(const struct server *s, uid_t uid, struct why *why);
 /* Serve a connected socket; takes @fd in any case. */
 int server_adopt(struct server *s, int fd);
+/* Likewise, for @peer, whoever made the socket. @ret_session: borrowed; may be about to close. */
+int server_adopt_as(struct server *s, int fd, const struct peer *peer,
+                    struct session **ret_session);
 
 /* Takes @config. */
 void server_reconfigure(struct server *s, struct config *config);

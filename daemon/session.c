@@ -15,7 +15,7 @@ static void on_closed(void *arg);
 static const struct conn_ops session_conn_ops = { on_frame, on_bad, on_sent, on_closed };
 
 bool session_is_admin(const struct session *s) {
-    return s->peer.uid == 0 || s->peer.uid == geteuid();
+    return s->peer.admin || s->peer.uid == 0 || s->peer.uid == geteuid();
 }
 
 void session_send(struct session *s, const msgpack_sbuffer *frames) {

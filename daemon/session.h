@@ -57,7 +57,7 @@ int session_new(struct session **ret_session, struct server *server, int fd,
 struct session *session_free(struct session *s);
 AUTO_DEFINE(struct session *, session_free)
 
-/* May this client load and unload? The daemon's own user and root may. */
+/* May this client load and unload? The daemon's own user and root may, and who was allowed to. */
 bool session_is_admin(const struct session *s);
 
 /* Owe an answer for @msgid: what a method does before it returns RPC_LATER. */

@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * bus-call - one call: from message to RPC request to reply
+ *
+ * The request goes over a socket pair of which the RPC has the other end, with the caller's
+ * identity. Closing it is hanging up, so a caller that left costs nothing any more.
+ */
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "daemon/bus-priv.h"
+#include "engine/base/log.h"
+
+/* ---- errors ---- */
+
+/* Those that D-Bus has a name for; others are ours. */
+static const char *const standard[RPC_ERROR_N] = {
+    [RPC_INVALID_ARGS] = SD_BUS_ERROR_INVALID_ARGS,
+    [RPC_ACCESS_DENIED] = SD_BUS_ERROR_ACCESS_DENIED,
+    [RPC_TOO_LARGE] = SD_BUS_ERROR_LIMITS_EXCEEDED,
+    [RPC_TIMEOUT] = SD_BUS_ERROR_TIMEOUT,
+    [RPC_INTERNAL] = SD_BUS_ERROR_FAILED,
+    [RPC_NO_SUCH_METHOD] = SD_BUS_ERROR_UNKNOWN_METHOD,
+};
+
+static void error_name(int code, char *buf, size_t n) {
+    if (code <= 0 || code >= RPC_ERROR_N)
+        code = RPC_INTERNAL;
+    if (standard[code])
+        (void)snprintf(buf, n, "%s", standard[code]);
+    else
+        (void)snprintf(buf, n, BUS_NAME ".Error.%s", rpc_error_name(code));
+}
+
+/* An error on the bus is one string, so its numbers stand at the end: "... (need=9 have=8)". */
+static void add_numbers(const msgpack_object *data, char *buf, size_t n) {
+    size_t at = strlen(buf), begin = at;
+
+    if (!data || data->type != MSGPACK_OBJECT_MAP)
+        return;
+    for (uint32_t i = 0; i < data->via.map.size && at < n; i++) {
+        const msgpack_object_kv *kv = &data->via.map.ptr[i];
+
+        if (kv->val.type == MSGPACK_OBJECT_POSITIVE_INTEGER && kv->key.type == MSGPACK_OBJECT_STR)
+            at += (size_t)snprintf(buf + at, n - at, "%s%.*s=%ju", at == begin ? " (" : " ",
+                                   (int)kv->key.via.str.size, kv->key.via.str.ptr,
+                                   (uintmax_t)kv->val.via.u64);
+    }
+    if (at > begin && at + 1 < n)
+        (void)strcat(buf, ")");
+}
+
+static void send_error(struct bus_call *c, int code, const char *message,
+                       const msgpack_object *data) {
+    char name[256], text[1024];
+    int r;
+
+    error_name(code, name, sizeof name);
+    (void)snprintf(text, sizeof text, "%s", message);
+    add_numbers(data, text, sizeof text);
+    r = sd_bus_reply_method_errorf(c->m, name, "%s", text);
+    if (r < 0)
+        log_warning("bus", "an error was not sent: %s", strerror(-r));
+}
+
+void bus_call_fail(struct bus_call *c, int code, const char *message, const msgpack_object *data) {
+    struct bus *bus = c->peer->bus;
+
+    if (!c->answered)
+        send_error(c, code, message, data);
+    bus_call_free(c);
+    bus_kick(bus);
+}
+
+/* ---- the response ---- */
+
+static void send_reply(struct bus_call *c, const msgpack_object *result) {
+    AUTO(bus_message_unref) sd_bus_message *reply = NULL;
+    int r;
+
+    r = sd_bus_message_new_method_return(c->m, &reply);
+    if (r >= 0)
+        r = c->gate->reply(c, result, reply);
+    if (r >= 0)
+        r = sd_bus_send(NULL, reply, NULL);
+    if (r < 0)
+        send_error(c, RPC_INTERNAL, strerror(-r), NULL);
+}
+
+static void fail_with(struct bus_call *c, const msgpack_object *error) {
+    const msgpack_object *code = wire_get(error, "code"), *message = wire_get(error, "message");
+    char text[512] = "";
+
+    if (message && message->type == MSGPACK_OBJECT_STR)
+        (void)snprintf(text, sizeof text, "%.*s", (int)message->via.str.size, message->via.str.ptr);
+    send_error(c, code && code->via.u64 < RPC_ERROR_N ? (int)code->via.u64 : RPC_INTERNAL, text,
+               wire_get(error, "data"));
+}
+
+static void on_frame(void *arg, const msgpack_object *o) {
+    struct bus_call *c = arg;
+    struct wire_frame frame;
+
+    if (c->answered || wire_parse(o, &frame))
+        return;
+    if (frame.type == WIRE_RESPONSE && frame.result)
+        send_reply(c, frame.result);
+    else if (frame.type == WIRE_RESPONSE)
+        fail_with(c, frame.error);
+    else if (frame.type == WIRE_NOTIFY && frame.n_method == strlen("rpc.error") &&
+             memcmp(frame.method, "rpc.error", frame.n_method) == 0)
+        fail_with(c, frame.params);
+    else
+        return;
+
+    c->answered = true;
+    bus_kick(c->peer->bus);
+    conn_finish(c->conn);
+}
+
+static void on_bad(void *arg, int outcome) {
+    struct bus_call *c = arg;
+
+    conn_finish(c->conn);
+}
+
+static void on_sent(void *arg) {
+}
+
+static void on_closed(void *arg) {
+    bus_call_fail(arg, RPC_INTERNAL, "the request was not answered", NULL);
+}
+
+static const struct conn_ops call_conn_ops = { on_frame, on_bad, on_sent, on_closed };
+
+/* ---- the request ---- */
+
+int bus_call_connect(struct bus_call *c, struct session **ret_session, int *ret_fd) {
+    struct server *server = c->peer->bus->server;
+    struct peer who = c->peer->who;
+    AUTO(close) int own = -1;
+    int fd[2], r;
+
+    r = server_refuses(server, who.uid, &c->why);
+    if (r)
+        return err_up(r);
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fd) < 0)
+        return err_new(-errno);
+    own = fd[1];
+    who.admin = c->admin;
+    r = server_adopt_as(server, fd[0], &who, ret_session);
+    if (r)
+        return err_up(r);
+
+    *ret_fd = take_fd(&own);
+    return 0;
+}
+
+static int send_request(struct bus_call *c) {
+    AUTO(close) int fd = -1;
+    struct session *session;
+    msgpack_sbuffer head;
+    msgpack_packer p;
+    int r;
+
+    r = bus_call_connect(c, &session, &fd);
+    if (!r)
+        r = conn_new(&c->conn, c->peer->bus->server->base, fd, &call_conn_ops, c);
+    if (r)
+        return err_up(r);
+    (void)take_fd(&fd);
+
+    msgpack_sbuffer_init(&head);
+    msgpack_packer_init(&p, &head, msgpack_sbuffer_write);
+    wire_pack_request(&p, 1, c->gate->method);
+    msgpack_pack_map(&p, c->params.n);
+    r = conn_write(c->conn, head.data, head.size);
+    if (!r && c->params.n)
+        r = conn_write(c->conn, c->params.buf.data, c->params.buf.size);
+    msgpack_sbuffer_destroy(&head);
+    return err_up(r);
+}
+
+void bus_call_allowed(struct bus_call *c) {
+    int r;
+
+    c->admin = c->gate->action != NULL;
+    r = c->gate->run ? c->gate->run(c) : RPC_LATER;
+    if (!r) {
+        bus_call_free(c);
+        return;
+    }
+    if (r == RPC_LATER)
+        r = send_request(c);
+    if (r)
+        bus_call_fail(c, r, r > 0 ? c->why.text : strerror(-r), NULL);
+}
+
+/* Root and the service's own user need no leave. */
+void bus_call_known(struct bus_call *c) {
+    uid_t uid = c->peer->who.uid;
+    int r;
+
+    if (!c->gate->action || uid == 0 || uid == geteuid()) {
+        bus_call_allowed(c);
+        return;
+    }
+    r = bus_polkit_ask(c);
+    if (r)
+        bus_call_fail(c, RPC_INTERNAL, strerror(-r), NULL);
+}
+
+/* ---- life ---- */
+
+void bus_call_free(struct bus_call *c) {
+    LIST_REMOVE(c, link);
+    c->peer->n_call--;
+    (void)sd_bus_slot_unref(c->polkit);
+    (void)conn_free(c->conn);
+    (void)sd_bus_message_unref(c->m);
+    msgpack_sbuffer_destroy(&c->params.buf);
+    bus_peer_put(c->peer);
+    free(c);
+}
+
+static struct bus_call *call_new(struct bus_peer *peer, sd_bus_message *m,
+                                 const struct bus_gate *gate) {
+    struct bus_call *c = calloc(1, sizeof *c);
+
+    if (!c)
+        return NULL;
+
+    c->peer = peer;
+    c->gate = gate;
+    c->m = sd_bus_message_ref(m);
+    msgpack_sbuffer_init(&c->params.buf);
+    msgpack_packer_init(&c->params.pk, &c->params.buf, msgpack_sbuffer_write);
+    LIST_INSERT_HEAD(&peer->calls, c, link);
+    peer->n_call++;
+    return c;
+}
+
+int bus_call_new(struct bus *bus, sd_bus_message *m, const struct bus_gate *gate,
+                 sd_bus_error *error) {
+    struct why why = { .text = "too many callers" };
+    struct bus_call *c = NULL;
+    struct bus_peer *peer;
+    char name[256];
+    int r;
+
+    r = bus_peer_get(bus, sd_bus_message_get_sender(m), &peer);
+    if (!r && peer->n_call >= BUS_PEER_CALL_MAX)
+        r = why_set(&why, RPC_QUOTA_EXCEEDED, "%d open calls of one caller are the limit",
+                    BUS_PEER_CALL_MAX);
+    if (!r && !(c = call_new(peer, m, gate))) {
+        bus_peer_put(peer);
+        r = err_new(-ENOMEM);
+    }
+    if (!r && gate->pack && (r = gate->pack(c, &c->params))) {
+        why = c->why;
+        bus_call_free(c);
+    }
+    if (r < 0)
+        return r;
+    if (r) {
+        error_name(r, name, sizeof name);
+        return sd_bus_error_setf(error, name, "%s", why.text);
+    }
+
+    if (peer->known)
+        bus_call_known(c);
+    return 1;
+}

@@ -1,0 +1,341 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * bus-manager - the interface Manager: what there is, and answers in one piece
+ *
+ * The vtable is the interface; dbus/Manager.xml.in says the same for people, and a test compares
+ * the two.
+ */
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/bus-priv.h"
+
+#define SESSION_KEYS "use-case model instructions context-tokens priority thinking"
+#define GENERATE_KEYS                                                                              \
+    "use-case model instructions language priority thinking max-tokens temperature seed stop "     \
+    "deadline-usec"
+
+static int bad_message(struct bus_call *c, int r) {
+    return r < 0 ? why_set(&c->why, RPC_INVALID_ARGS, "the message cannot be read") : r;
+}
+
+static void put_str(struct bus_params *p, const char *key, const char *s) {
+    rpc_pack_str(&p->pk, key, s);
+    p->n++;
+}
+
+/* What @o's use case adds to it. Return: 0 or RPC_NOT_SUPPORTED. */
+static int apply_use_case(struct bus_call *c, struct bus_options *o,
+                          const struct usecase **ret_use_case) {
+    const struct config *config = c->peer->bus->server->config;
+    const struct usecase *u;
+
+    *ret_use_case = NULL;
+    if (!o->use_case || !*o->use_case)
+        return 0;
+    u = usecase_find(&config->use_cases, o->use_case);
+    if (!u)
+        return why_set(&c->why, RPC_NOT_SUPPORTED, "no use case %.64s", o->use_case);
+
+    o->model = o->model ?: u->model;
+    o->instructions = o->instructions ?: u->instructions;
+    *ret_use_case = u;
+    return 0;
+}
+
+/* ---- GetAvailability ---- */
+
+/* As the interface numbers them; the names are the RPC's. */
+enum availability { UNKNOWN, UNAVAILABLE, NOT_LOADED, LOADING, AVAILABLE, BUSY };
+
+static int availability_pack(struct bus_call *c, struct bus_params *p) {
+    const struct usecase *u;
+    struct bus_options o;
+    const char *use_case;
+    int r;
+
+    r = sd_bus_message_read(c->m, "s", &use_case);
+    if (r >= 0)
+        r = bus_options_read(c->m, SESSION_KEYS, &o, p, &c->why);
+    if (r)
+        return bad_message(c, r);
+
+    msgpack_sbuffer_clear(&p->buf); /* what the answer does not depend on is only checked */
+    p->n = 0;
+    o.use_case = *use_case ? use_case : o.use_case;
+    c->unknown = apply_use_case(c, &o, &u) != 0;
+    if (!c->unknown && o.model)
+        put_str(p, "id", o.model);
+    return 0;
+}
+
+static int availability_run(struct bus_call *c) {
+    if (!c->unknown)
+        return RPC_LATER;
+    return sd_bus_reply_method_return(c->m, "ua{sv}", UNKNOWN, 1, "reason", "s", "no-use-case") < 0
+               ? RPC_INTERNAL
+               : 0;
+}
+
+static int availability_reply(struct bus_call *c, const msgpack_object *result,
+                              sd_bus_message *reply) {
+    static const char *const names[] = { "unknown", "unavailable", "not-loaded",
+                                         "loading", "available",   "busy" };
+    const msgpack_object *name = wire_get(result, "state"), *retry;
+    struct models *m = c->peer->bus->server->models;
+    uint32_t state = BUSY;
+    int r;
+
+    while (state > UNKNOWN && (strlen(names[state]) != name->via.str.size ||
+                               memcmp(names[state], name->via.str.ptr, name->via.str.size) != 0))
+        state--;
+    r = sd_bus_message_append(reply, "u", state);
+    if (r >= 0)
+        r = sd_bus_message_open_container(reply, 'a', "{sv}");
+    if (r >= 0 && state == UNAVAILABLE)
+        r = sd_bus_message_append(reply, "{sv}", "reason", "s",
+                                  models_default(m) ? "load-failed" : "no-model");
+    if (r >= 0)
+        r = bus_append_entry(reply, "progress", 'd', wire_get(result, "progress"));
+    retry = wire_get(result, "retry_after_ms");
+    if (r >= 0 && retry)
+        r = sd_bus_message_append(reply, "{sv}", "retry-after-usec", "t", retry->via.u64 * 1000);
+    return r < 0 ? r : sd_bus_message_close_container(reply);
+}
+
+/* ---- Respond ---- */
+
+static void put_message(struct bus_params *p, const char *role, const char *text) {
+    msgpack_pack_map(&p->pk, 2);
+    rpc_pack_str(&p->pk, "role", role);
+    rpc_pack_str(&p->pk, "content", text);
+}
+
+static int put_messages(struct bus_params *p, const struct usecase *u, const char *text,
+                        const struct bus_options *o) {
+    AUTO(free) char *prompt = u ? usecase_render(u, text, o->language) : strdup(text);
+
+    if (!prompt)
+        return err_new(-ENOMEM);
+
+    p->n++;
+    wire_pack_str(&p->pk, "messages");
+    msgpack_pack_array(&p->pk, 1 + (o->instructions != NULL));
+    if (o->instructions)
+        put_message(p, "system", o->instructions);
+    put_message(p, "user", prompt);
+    return 0;
+}
+
+static int respond_pack(struct bus_call *c, struct bus_params *p) {
+    const struct usecase *u;
+    struct bus_options o;
+    const char *text;
+    int r;
+
+    r = sd_bus_message_read(c->m, "s", &text);
+    if (r >= 0)
+        r = bus_options_read(c->m, GENERATE_KEYS, &o, p, &c->why);
+    if (r)
+        return bad_message(c, r);
+
+    r = apply_use_case(c, &o, &u);
+    if (r)
+        return err_up(r);
+    if (o.model)
+        put_str(p, "model", o.model);
+    return err_up(put_messages(p, u, text, &o));
+}
+
+static int respond_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+    const msgpack_object *usage = wire_get(result, "usage");
+    /* clang-format off */
+    const struct { const char *key; char type; const msgpack_object *value; } info[] = {
+        { "stop-reason",      's', wire_get(result, "stop_reason") },
+        { "model",            's', wire_get(result, "model")       },
+        { "thought",          's', wire_get(result, "thought")     },
+        { "seed",             't', wire_get(result, "seed")        },
+        { "prompt-tokens",    'u', wire_get(usage, "prompt")       },
+        { "cached-tokens",    'u', wire_get(usage, "cached")       },
+        { "generated-tokens", 'u', wire_get(usage, "generated")    },
+    };
+    /* clang-format on */
+    int r;
+
+    r = bus_append_text(reply, wire_get(result, "text"));
+    if (r >= 0)
+        r = sd_bus_message_open_container(reply, 'a', "{sv}");
+    for (size_t i = 0; r >= 0 && i < sizeof info / sizeof info[0]; i++)
+        r = bus_append_entry(reply, info[i].key, info[i].type, info[i].value);
+    return r < 0 ? r : sd_bus_message_close_container(reply);
+}
+
+/* ---- CountTokens ---- */
+
+static int count_pack(struct bus_call *c, struct bus_params *p) {
+    struct bus_options o;
+    const char *text;
+    int r;
+
+    r = sd_bus_message_read(c->m, "s", &text);
+    if (r >= 0)
+        r = bus_options_read(c->m, "", &o, p, &c->why);
+    if (r)
+        return bad_message(c, r);
+
+    put_str(p, "text", text);
+    return 0;
+}
+
+static int count_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+    return sd_bus_message_append(reply, "u", wire_get(result, "tokens")->via.array.size);
+}
+
+/* ---- OpenSession ---- */
+
+static int open_pack(struct bus_call *c, struct bus_params *p) {
+    struct bus_options o;
+
+    return bad_message(c, bus_options_read(c->m, "", &o, p, &c->why));
+}
+
+static int open_run(struct bus_call *c) {
+    struct bus_peer *peer = c->peer;
+    AUTO(close) int theirs = -1;
+    struct session *session;
+    char path[256];
+    int r;
+
+    r = bus_call_connect(c, &session, &theirs);
+    if (!r)
+        r = bus_peer_add_session(peer, session->id);
+    if (r)
+        return err_up(r);
+
+    (void)snprintf(path, sizeof path, BUS_PATH "/session/%ju", (uintmax_t)session->id);
+    r = sd_bus_reply_method_return(c->m, "oh", path, theirs);
+    return r < 0 ? err_new(r) : 0;
+}
+
+/* ---- dispatch ---- */
+
+static const struct bus_gate gates[] = {
+    { "GetAvailability", "model.availability", NULL, availability_pack, availability_reply,
+      availability_run },
+    { "OpenSession", NULL, NULL, open_pack, NULL, open_run },
+    { "Respond", "generate", NULL, respond_pack, respond_reply, NULL },
+    { "CountTokens", "tokenize", NULL, count_pack, count_reply, NULL },
+};
+
+static int on_method(sd_bus_message *m, void *arg, sd_bus_error *error) {
+    size_t i = 0;
+
+    while (strcmp(gates[i].member, sd_bus_message_get_member(m)) != 0)
+        i++; /* the vtable has no others */
+    return bus_call_new(arg, m, &gates[i], error);
+}
+
+/* ---- properties ---- */
+
+/* As the interface numbers them. */
+static uint32_t state_of(const struct server *s) {
+    static const uint32_t states[] = {
+        [MODELS_AVAILABLE] = 0, [MODELS_LOADING] = 1, [MODELS_LOADED] = 2, [MODELS_FAILED] = 3
+    };
+    const char *id = models_resident(s->models);
+
+    return s->stopping ? 4 : id ? states[models_state(s->models, id)] : 0;
+}
+
+static int get_features(sd_bus_message *reply) {
+    return sd_bus_message_append(reply, "as", 3, "respond", "session", "use-cases");
+}
+
+static int get_use_cases(sd_bus_message *reply, const struct usecase_list *l) {
+    int r = sd_bus_message_open_container(reply, 'a', "{ss}");
+
+    for (size_t i = 0; r >= 0 && i < l->n; i++)
+        r = sd_bus_message_append(reply, "{ss}", l->at[i].id, l->at[i].model ?: "");
+    return r < 0 ? r : sd_bus_message_close_container(reply);
+}
+
+static int get_placement(sd_bus_message *reply, const struct models *m) {
+    int r = sd_bus_message_open_container(reply, 'a', "(uut)");
+    struct model_shard s;
+
+    for (uint32_t i = 0; r >= 0 && models_shard(m, i, &s); i++)
+        r = sd_bus_message_append(reply, "(uut)", s.node, s.n_cpu, s.bytes);
+    return r < 0 ? r : sd_bus_message_close_container(reply);
+}
+
+static int get_number(sd_bus_message *reply, struct server *s, const char *name) {
+    const struct model_info *info = models_info(s->models);
+    struct engine_status st;
+
+    models_engine(s->models, &st);
+    if (strcmp(name, "SessionCount") == 0)
+        return sd_bus_message_append(reply, "u", s->n_session);
+    if (strcmp(name, "QueueLength") == 0)
+        return sd_bus_message_append(reply, "u", st.n_queued);
+    if (strcmp(name, "MemoryResident") == 0)
+        return sd_bus_message_append(reply, "t", (info ? info->weight_bytes : 0) + st.kv_bytes);
+    return sd_bus_message_append(reply, "u", state_of(s));
+}
+
+static int on_get(sd_bus *sd, const char *path, const char *interface, const char *name,
+                  sd_bus_message *reply, void *arg, sd_bus_error *error) {
+    struct bus *bus = arg;
+    struct server *s = bus->server;
+
+    if (strcmp(name, "Version") == 0)
+        return sd_bus_message_append(reply, "s", MOE_VERSION);
+    if (strcmp(name, "ApiLevel") == 0)
+        return sd_bus_message_append(reply, "u", BUS_API_LEVEL);
+    if (strcmp(name, "Features") == 0)
+        return get_features(reply);
+    if (strcmp(name, "UseCases") == 0)
+        return get_use_cases(reply, &s->config->use_cases);
+    if (strcmp(name, "Placement") == 0)
+        return get_placement(reply, s->models);
+    return get_number(reply, s, name);
+}
+
+/* clang-format off */
+static const sd_bus_vtable vtable[] = {
+    SD_BUS_VTABLE_START(0),
+    SD_BUS_METHOD_WITH_ARGS("GetAvailability",
+        SD_BUS_ARGS("s", use_case, "a{sv}", requirements),
+        SD_BUS_RESULT("u", state, "a{sv}", details), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("OpenSession",
+        SD_BUS_ARGS("a{sv}", options),
+        SD_BUS_RESULT("o", session, "h", connection), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("Respond",
+        SD_BUS_ARGS("s", prompt, "a{sv}", options),
+        SD_BUS_RESULT("s", text, "a{sv}", info), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("CountTokens",
+        SD_BUS_ARGS("s", text, "a{sv}", options),
+        SD_BUS_RESULT("u", tokens), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_PROPERTY("Version", "s", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+    SD_BUS_PROPERTY("ApiLevel", "u", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+    SD_BUS_PROPERTY("Features", "as", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),
+    SD_BUS_PROPERTY("UseCases", "a{ss}", on_get, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
+    SD_BUS_PROPERTY("State", "u", on_get, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
+    SD_BUS_PROPERTY("SessionCount", "u", on_get, 0, 0),
+    SD_BUS_PROPERTY("QueueLength", "u", on_get, 0, 0),
+    SD_BUS_PROPERTY("MemoryResident", "t", on_get, 0, 0),
+    SD_BUS_PROPERTY("Placement", "a(uut)", on_get, 0, 0),
+    SD_BUS_VTABLE_END
+};
+/* clang-format on */
+
+int bus_manager_add(struct bus *bus) {
+    return sd_bus_add_object_vtable(bus->sd, NULL, BUS_PATH, BUS_MANAGER, vtable, bus);
+}
+
+void bus_manager_changed(struct bus *bus) {
+    (void)sd_bus_emit_properties_changed(bus->sd, BUS_PATH, BUS_MANAGER, "State", "UseCases", NULL);
+    bus_kick(bus);
+}

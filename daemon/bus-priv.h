@@ -1,0 +1,147 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * bus-priv - what the files bus-*.c share
+ *
+ *   bus.c          the loop, the connection, the name
+ *   bus-peer.c     callers: who they are, and that they left
+ *   bus-call.c     one call: from message to RPC request to reply
+ *   bus-polkit.c   may this caller do that?
+ *   bus-options.c  a{sv} to parameters, results to a{sv}
+ *   bus-manager.c  interface Manager
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include <msgpack.h>
+#include <systemd/sd-bus.h>
+
+#include "daemon/bus.h"
+#include "daemon/server.h"
+
+#define BUS_MANAGER BUS_NAME ".Manager"
+
+enum {
+    BUS_API_LEVEL = 1,
+    BUS_PEER_MAX = 256,     /* callers at a time: each takes a match rule at the bus */
+    BUS_PEER_CALL_MAX = 64, /* open calls of one caller */
+};
+
+static inline void auto_bus_message_unref(sd_bus_message **m) {
+    (void)sd_bus_message_unref(*m);
+}
+
+struct bus {
+    struct server *server;
+    sd_bus *sd; /* NULL: not connected */
+    struct event *io, *timer, *retry;
+    bool told; /* that there is no bus */
+    LIST_HEAD(, bus_peer) peers;
+    uint32_t n_peer;
+};
+
+/* Something was sent outside of a handler, so what the bus waits for may have changed. */
+void bus_kick(struct bus *bus);
+
+/* ---- callers ---- */
+
+struct bus_peer {
+    LIST_ENTRY(bus_peer) link;
+    struct bus *bus;
+    char *name; /* unique */
+    bool known; /* @who is filled */
+    struct peer who;
+    sd_bus_slot *match, *creds;
+    LIST_HEAD(, bus_call) calls;
+    uint32_t n_call;
+    uint64_t *session; /* [n_session] connections it was given */
+    uint32_t n_session;
+};
+
+/* The caller @name, found or made; then bus_call_known() comes for each of its calls once it is
+ * known who it is. Return: 0, RPC_QUOTA_EXCEEDED, or -errno. */
+int bus_peer_get(struct bus *bus, const char *name, struct bus_peer **ret_peer);
+/* Let go of a caller that has nothing open. */
+void bus_peer_put(struct bus_peer *peer);
+/* It left the bus: end all it has. */
+void bus_peer_free(struct bus_peer *peer);
+/* Remember the connection @session as its own. Return: 0 or -ENOMEM. */
+int bus_peer_add_session(struct bus_peer *peer, uint64_t session);
+
+/* ---- calls ---- */
+
+/* A request's parameters while they are put together. */
+struct bus_params {
+    msgpack_sbuffer buf;
+    msgpack_packer pk;
+    uint32_t n; /* keys packed */
+};
+
+struct bus_call;
+
+/* How a method is answered. */
+struct bus_gate {
+    const char *member;
+    const char *method; /* of the RPC; NULL: run() answers */
+    const char *action; /* of polkit; NULL: anybody */
+    /* Read the message, pack the parameters. Return: 0 or an RPC_* error in @c->why. May be NULL. */
+    int (*pack)(struct bus_call *c, struct bus_params *p);
+    /* Fill @reply. Return: as sd_bus_message_append(). */
+    int (*reply)(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply);
+    /* Do it and send the reply. Return: 0, an RPC_* error in @c->why, or RPC_LATER: .method does. */
+    int (*run)(struct bus_call *c);
+};
+
+struct bus_call {
+    LIST_ENTRY(bus_call) link; /* of its caller */
+    struct bus_peer *peer;
+    const struct bus_gate *gate;
+    sd_bus_message *m;
+    struct bus_params params;
+    sd_bus_slot *polkit;
+    struct conn *conn; /* our end of the connection that the request goes over */
+    bool admin;        /* it may do what its gate says */
+    bool unknown;      /* GetAvailability: of a use case that there is not */
+    bool answered;     /* only its connection is still to be closed */
+    struct why why;
+};
+
+/* Serve @m as @gate says; what a method's handler returns. */
+int bus_call_new(struct bus *bus, sd_bus_message *m, const struct bus_gate *gate,
+                 sd_bus_error *error);
+void bus_call_free(struct bus_call *c);
+/* A connection in its caller's name: the other end of @ret_session, to be closed.
+ * Return: 0, an RPC_* error in @c->why, or -errno. */
+int bus_call_connect(struct bus_call *c, struct session **ret_session, int *ret_fd);
+/* Its caller is known. */
+void bus_call_known(struct bus_call *c);
+/* Reply with an error and end it. @data: the error's, or NULL. */
+void bus_call_fail(struct bus_call *c, int code, const char *message, const msgpack_object *data);
+
+/* Ask polkit whether @c may do what its gate says; bus_call_allowed() or bus_call_fail() follows. */
+int bus_polkit_ask(struct bus_call *c);
+void bus_call_allowed(struct bus_call *c);
+
+/* ---- options ---- */
+
+/* What a method takes beyond what goes into parameters as it is. */
+struct bus_options {
+    const char *use_case, *model, *instructions, *language;
+};
+
+/* Read the a{sv} at @m. Only keys of @allowed, words between spaces, are known.
+ * Return: 0, or RPC_INVALID_ARGS with @why naming the key. */
+int bus_options_read(sd_bus_message *m, const char *allowed, struct bus_options *ret,
+                     struct bus_params *p, struct why *why);
+/* Append text @o, a str or NULL. D-Bus knows no NUL: one in it becomes a space. */
+int bus_append_text(sd_bus_message *m, const msgpack_object *o);
+/* Append {key: @o as @type}, of an a{sv}: s, u, t or d; nothing when @o is NULL. */
+int bus_append_entry(sd_bus_message *m, const char *key, char type, const msgpack_object *o);
+
+int bus_manager_add(struct bus *bus);
+/* What the service serves changed. */
+void bus_manager_changed(struct bus *bus);

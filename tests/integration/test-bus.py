@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real service on a message bus of its own: the interface Manager, callers, limits, errors."""
+import os
+import socket
+import threading
+import unittest
+import xml.etree.ElementTree as ET
+
+import bus_rig
+import dbus
+import dbus.lowlevel
+import rig
+from bus_rig import Bus, error_of, manager, options
+
+ROOT = os.geteuid() == 0
+OTHER = "nobody"
+STD = "org.freedesktop.DBus.Error."
+
+
+def shape(interface):
+    """An interface of introspection data as something to compare."""
+    def notes(e):
+        return sorted((a.get("name"), a.get("value")) for a in e.findall("annotation"))
+
+    return {(e.tag, e.get("name"), e.get("type"), e.get("access")):
+            ([(a.get("name"), a.get("type"), a.get("direction")) for a in e.findall("arg")], notes(e)) for e in interface
+            if e.tag != "annotation"}
+
+
+def introspect(bus, path=""):
+    text = bus.get_object(bus_rig.NAME, bus_rig.PATH + path, introspect=False).Introspect(
+        dbus_interface="org.freedesktop.DBus.Introspectable")
+    return {i.get("name"): shape(i) for i in ET.fromstring(text).findall("interface")}
+
+
+class Manager(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.bus = Bus()
+        cls.moed = cls.bus.moed()
+        cls.addClassCleanup(cls.bus.__exit__)
+        cls.addClassCleanup(cls.moed.__exit__, None)
+
+    def setUp(self):
+        self.conn = self.bus.connect()
+        self.addCleanup(self.conn.close)
+        self.manager = manager(self.conn)
+
+    def error(self, name):
+        return f"{bus_rig.NAME}.Error.{name}"
+
+    def test_introspection_is_the_installed_xml(self):
+        served = introspect(self.conn)
+        for path in bus_rig.BUILD.glob(f"dbus/{bus_rig.NAME}.Manager.xml"):
+            for i in ET.parse(path).getroot().findall("interface"):
+                self.assertEqual(served[i.get("name")], shape(i))
+
+    def test_properties(self):
+        get = self.bus.get
+        self.assertRegex(get("Version"), r"^\d+\.\d+\.\d+")
+        self.assertEqual(get("ApiLevel"), 1)
+        self.assertIn("respond", get("Features"))
+        self.assertEqual(get("State"), 2)
+        self.assertGreaterEqual(get("SessionCount"), 0)
+        self.assertEqual(get("QueueLength"), 0)
+        self.assertGreater(get("MemoryResident"), 0)
+        self.assertIsInstance(get("Placement"), list)
+
+    def test_availability(self):
+        state, details = self.manager.GetAvailability("", options())
+        self.assertEqual((state, dict(details)), (4, {}))
+        state, details = self.manager.GetAvailability("no.such", options())
+        self.assertEqual((state, details["reason"]), (0, "no-use-case"))
+
+    def test_respond(self):
+        with self.moed.client() as c:
+            want = c.call("generate", messages=[{"role": "system", "content": "be brief"}, {"role": "user", "content": "hello"}],
+                          max_tokens=7, seed=5, temperature=0.5)
+        text, info = self.manager.Respond("hello", options(
+            instructions="be brief", max_tokens=dbus.UInt32(7), seed=dbus.UInt64(5), temperature=0.5))
+        self.assertEqual(text, want["text"])
+        self.assertEqual(info["stop-reason"], want["stop_reason"])
+        self.assertEqual(info["generated-tokens"], want["usage"]["generated"])
+        self.assertEqual(info["seed"], 5)
+
+    def test_count_tokens(self):
+        with self.moed.client() as c:
+            want = len(c.call("tokenize", text="some words")["tokens"])
+        self.assertEqual(self.manager.CountTokens("some words", options()), want)
+
+    def test_options_are_checked(self):
+        for bad in options(max_tokens="7"), options(frobnicate=1), options(priority=dbus.UInt32(9)):
+            name, text = error_of(self.manager.Respond, "x", bad)
+            self.assertEqual(name, STD + "InvalidArgs")
+            self.assertRegex(text, next(iter(bad)))
+
+    def test_errors_have_names_and_numbers(self):
+        respond = self.manager.Respond
+        name, _ = error_of(respond, "x", options(model="none"))
+        self.assertEqual(name, self.error("NoSuchModel"))
+        name, _ = error_of(respond, "x", options(use_case="no.such"))
+        self.assertEqual(name, self.error("NotSupported"))
+        name, text = error_of(respond, "word " * 5000, options())
+        self.assertEqual(name, self.error("ContextOverflow"))
+        self.assertRegex(text, r"\(requested=\d+ available=\d+\)$")
+        name, _ = error_of(respond, "x", options(deadline_usec=dbus.UInt64(0)))
+        self.assertEqual(name, STD + "Timeout")
+        name, text = error_of(self.manager.CountTokens, "a" * (2 << 20), options())
+        self.assertEqual(name, STD + "LimitsExceeded")
+
+    @unittest.skipUnless(ROOT, "two users take root")
+    def test_the_policy(self):
+        with self.assertRaisesRegex(bus_rig.BusError, "not allowed|denied|rejected"):
+            self.bus.busctl("call", bus_rig.NAME, bus_rig.PATH, "org.example.Other", "Anything", user=OTHER)
+        self.assertEqual(self.bus.call("CountTokens", "sa{sv}", "some words", 0, user=OTHER),
+                         self.bus.call("CountTokens", "sa{sv}", "some words", 0))
+        own = ("call", "org.freedesktop.DBus", "/", "org.freedesktop.DBus", "RequestName", "su", bus_rig.NAME, 4)
+        with self.assertRaisesRegex(bus_rig.BusError, "not allowed|denied"):
+            self.bus.busctl(*own, user=OTHER)
+
+    def test_session_speaks_the_protocol(self):
+        path, fd = self.manager.OpenSession(options())
+        with socket.socket(fileno=fd.take()) as s:
+            client = rig.Client.__new__(rig.Client)
+            client.sock, client.last_id, client.notes = s, 0, []
+            client.unpacker = rig.msgpack.Unpacker(raw=False)
+            s.setblocking(True)
+            info = client.call("server.info")
+            self.assertEqual(path, f"{bus_rig.PATH}/session/{info['channel']}")
+
+    def test_a_caller_that_leaves_is_hung_up_on(self):
+        conn = self.bus.connect()
+        _, fd = manager(conn).OpenSession(options())
+        with socket.socket(fileno=fd.take()) as s:
+            s.settimeout(10)
+            conn.close()
+            self.assertEqual(s.recv(1), b"")
+
+    def test_a_caller_that_leaves_cancels(self):
+        conn = self.bus.connect()
+        for _ in range(40):
+            m = dbus.lowlevel.MethodCallMessage(bus_rig.NAME, bus_rig.PATH, f"{bus_rig.NAME}.Manager", "Respond")
+            m.append("go on", options(), signature="sa{sv}")
+            conn.send_message(m)
+        conn.flush()
+        rig.until(lambda: self.running() > 5, "nothing runs")
+        conn.close()
+        rig.until(lambda: not self.running(), "still running")
+        self.assertIn("Cancelled", self.moed.text())
+
+    def running(self):
+        with self.moed.client() as c:
+            queue = c.call("server.status")["queue"]
+        return queue["running"] + queue["waiting"]
+
+
+class Limits(unittest.TestCase):
+    def test_a_user_has_so_many_connections(self):
+        with Bus() as bus, bus.moed("user-connections = 2\n"):
+            conn = bus.connect()
+            held = [manager(conn).OpenSession(options())[1].take() for _ in range(2)]
+            name, _ = error_of(manager(conn).CountTokens, "x", options())
+            self.assertEqual(name, f"{bus_rig.NAME}.Error.QuotaExceeded")
+            for fd in held:
+                os.close(fd)
+            conn.close()
+
+    def test_shutting_down(self):
+        with Bus() as bus, bus.moed() as moed:
+            conn = bus.connect()
+            got = []
+
+            def ask():
+                try:
+                    while True:
+                        manager(conn).Respond("go on", options(max_tokens=dbus.UInt32(400)), timeout=60)
+                except dbus.DBusException as e:
+                    got.append(e.get_dbus_name())
+
+            t = threading.Thread(target=ask)
+            t.start()
+            rig.until(lambda: "submitted" in moed.text() or "generated" in moed.text(), "nothing is asked")
+            moed.stop()
+            t.join(20)
+            self.assertIn(got[0], (f"{bus_rig.NAME}.Error.ShuttingDown", STD + "ServiceUnknown", STD + "NoReply"))
+            conn.close()
+
+
+class NoBus(unittest.TestCase):
+    def test_the_socket_is_served_without(self):
+        env = {"DBUS_SYSTEM_BUS_ADDRESS": "unix:path=/nowhere/bus"}
+        with rig.Moed(config="bus = system\n", env=env) as moed:
+            with moed.client() as c:
+                self.assertEqual(c.call("server.status")["state"], "ready")
+            self.assertIn("no bus", moed.text())
+
+    def test_the_bus_goes_and_the_service_stays(self):
+        with Bus() as bus, bus.moed() as moed:
+            bus.daemon.terminate()
+            bus.daemon.wait(10)
+            rig.until(lambda: "the bus is gone" in moed.text(), "unnoticed")
+            with moed.client() as c:
+                self.assertEqual(c.call("server.status")["state"], "ready")
+
+    def test_a_name_that_is_taken(self):
+        with Bus() as bus, bus.moed():
+            with rig.Moed(config="bus = system\n", env=bus.env()) as second:
+                rig.until(lambda: "another service has the name" in second.text(), "unnoticed")
+                with second.client() as c:
+                    self.assertEqual(c.call("server.status")["state"], "ready")
+
+    def test_only_if_asked_for(self):
+        with Bus() as bus:
+            with rig.Moed(env=bus.env()):
+                self.assertFalse(bus.has_owner(bus_rig.NAME))
+
+
+if __name__ == "__main__":
+    bus_rig.main(unittest)
