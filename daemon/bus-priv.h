@@ -88,11 +88,11 @@ struct bus_gate {
     const char *member;
     const char *method; /* of the RPC; NULL: run() answers */
     const char *action; /* of polkit; NULL: anybody */
-    /* Read the message, pack the parameters. Return: 0 or an RPC_* error in @c->why. May be NULL. */
+    /* Read the message, pack the parameters. Return: 0 or an RPC_* error in @c->why. Or NULL. */
     int (*pack)(struct bus_call *c, struct bus_params *p);
     /* Fill @reply. Return: as sd_bus_message_append(). */
     int (*reply)(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply);
-    /* Do it and send the reply. Return: 0, an RPC_* error in @c->why, or RPC_LATER: .method does. */
+    /* Do it and reply. Return: 0, an RPC_* error in @c->why, or RPC_LATER: .method answers. */
     int (*run)(struct bus_call *c);
 };
 
@@ -122,7 +122,7 @@ void bus_call_known(struct bus_call *c);
 /* Reply with an error and end it. @data: the error's, or NULL. */
 void bus_call_fail(struct bus_call *c, int code, const char *message, const msgpack_object *data);
 
-/* Ask polkit whether @c may do what its gate says; bus_call_allowed() or bus_call_fail() follows. */
+/* Ask polkit whether @c may do what its gate says; then bus_call_allowed() or bus_call_fail(). */
 int bus_polkit_ask(struct bus_call *c);
 void bus_call_allowed(struct bus_call *c);
 

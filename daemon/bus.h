@@ -21,7 +21,8 @@
 struct bus;
 struct server;
 
-/* Serve @server on the bus that its configuration names. Return: 0, also without a bus; or -ENOMEM. */
+/* Serve @server on the bus that its configuration names.
+ * Return: 0, also without a bus; or -ENOMEM. */
 int bus_new(struct bus **ret_bus, struct server *server);
 /* Calls that are open end with ShuttingDown. */
 struct bus *bus_free(struct bus *bus);

@@ -12,8 +12,9 @@
  *   equal names /etc masks /run masks /usr/lib, so a link to /dev/null takes a file out
  *   the command line
  *
- * Use cases are read with it, see usecase.h. An unknown key, a value out of range and a line that is neither are errors, named by file, line
+ * An unknown key, a value out of range and a line that is neither are errors, named by file, line
  * and key: a service that guesses what its operator meant is worse than one that does not start.
+ * Use cases are read along with it, see usecase.h.
  *
  * Owner: the daemon thread. Immutable once made; a reload makes a new one.
  */

@@ -12,8 +12,8 @@
  *   prompt        what it is asked; {text} is the caller's text, {language} its language
  *   language      when the caller names none
  *
- * In values "\n" is a new line and "\\" a backslash. A file that is wrong is an error that names it,
- * like one of moed.conf.
+ * In values "\n" is a new line and "\\" a backslash. A file that is wrong is an error that names
+ * it, like one of moed.conf.
  *
  * Owner: the daemon thread. Immutable once made.
  */
