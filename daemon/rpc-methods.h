@@ -31,6 +31,9 @@ int rpc_model_unload(struct rpc_call *c);
 int rpc_generate(struct rpc_call *c);
 int rpc_generate_cancel(struct rpc_call *c);
 
+/* rpc-score.c */
+int rpc_score_choices(struct rpc_call *c);
+
 /* rpc-text.c */
 int rpc_detokenize(struct rpc_call *c);
 int rpc_template_apply(struct rpc_call *c);

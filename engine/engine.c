@@ -467,11 +467,17 @@ const struct sample_params *engine_defaults(const struct engine *e) {
 
 /* ---- submitting ---- */
 
+/* Does a job of this kind wait for no place? */
+static bool engine_is_text(enum engine_kind kind) {
+    return kind != ENGINE_GENERATE && kind != ENGINE_SCORE;
+}
+
 static int engine_check_source(const struct engine_request *q, struct why *why) {
     bool ok = false;
 
     switch (q->kind) {
     case ENGINE_GENERATE:
+    case ENGINE_SCORE:
         ok = (q->n_msg > 0) + (q->text != NULL) + (q->tok != NULL) == 1;
         break;
     case ENGINE_TOKENIZE:
@@ -511,9 +517,21 @@ static size_t engine_size(const struct engine_request *q) {
         n = (size_t)ENGINE_TEXT_MAX + 1;
     else
         n += q->n_tok * sizeof *q->tok;
+    for (size_t i = 0; i < q->n_choice && n <= ENGINE_TEXT_MAX; i++)
+        n += strlen(q->choice[i]) + sizeof *q->choice;
     for (size_t i = 0; i < q->n_msg && n <= ENGINE_TEXT_MAX; i++)
         n += strlen(q->msg[i].role) + strlen(q->msg[i].text) + sizeof *q->msg;
     return n <= ENGINE_TEXT_MAX ? n : (size_t)ENGINE_TEXT_MAX + 1;
+}
+
+static int engine_check_choices(const struct engine_request *q, struct why *why) {
+    if (q->n_choice == 0 || q->n_choice > ENGINE_CHOICE_MAX)
+        return why_set(why, ENGINE_BAD, "choices: %zu; 1 to %d are allowed", q->n_choice,
+                       ENGINE_CHOICE_MAX);
+    for (size_t i = 0; i < q->n_choice; i++)
+        if (q->choice[i][0] == 0)
+            return why_set(why, ENGINE_BAD, "choices: number %zu is empty", i);
+    return 0;
 }
 
 static int engine_check_request(const struct engine_request *q, struct why *why) {
@@ -521,6 +539,8 @@ static int engine_check_request(const struct engine_request *q, struct why *why)
 
     if (r == 0 && engine_size(q) > ENGINE_TEXT_MAX)
         r = why_set(why, ENGINE_TOO_LARGE, "a job may have %d bytes of text", ENGINE_TEXT_MAX);
+    if (r == 0 && q->kind == ENGINE_SCORE)
+        r = engine_check_choices(q, why);
     if (r == 0 && q->kind == ENGINE_GENERATE) {
         r = engine_check_stop(q, why);
         if (r == 0 && q->n_top > SAMPLE_TOP_MAX)
@@ -551,9 +571,8 @@ static void engine_guess(struct engine *e, bool text, struct engine_queue *ret) 
 
 static int engine_copy(const struct engine_request *q, struct job **ret_job) {
     static const enum job_kind kind[] = {
-        [ENGINE_GENERATE] = JOB_GENERATE,
-        [ENGINE_TOKENIZE] = JOB_TOKENIZE,
-        [ENGINE_DETOKENIZE] = JOB_DETOKENIZE,
+        [ENGINE_GENERATE] = JOB_GENERATE, [ENGINE_SCORE] = JOB_GENERATE,
+        [ENGINE_TOKENIZE] = JOB_TOKENIZE, [ENGINE_DETOKENIZE] = JOB_DETOKENIZE,
         [ENGINE_RENDER] = JOB_RENDER,
     };
     AUTO(job_free) struct job *j = job_new(kind[q->kind]);
@@ -582,8 +601,10 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
         r = job_copy_tokens(j, q->tok, q->n_tok);
     if (r == 0 && q->kind == ENGINE_GENERATE)
         r = job_copy_sample(j, &q->sample);
-    if (r == 0 && q->kind == ENGINE_GENERATE)
+    if (r == 0 && j->kind == JOB_GENERATE)
         r = stop_new(&j->stop, q->stop, q->n_stop);
+    if (r == 0 && q->kind == ENGINE_SCORE)
+        r = score_new(&j->score, q->choice, q->n_choice);
     if (r < 0)
         return err_up(r);
 
@@ -594,7 +615,7 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
 /* Is there room in the queue, for anybody and for this user? */
 static int engine_check_queue(struct engine *e, const struct engine_request *q,
                               struct engine_queue *queue, struct why *why) {
-    bool text = q->kind != ENGINE_GENERATE;
+    bool text = engine_is_text(q->kind);
     size_t n_byte = engine_size(q);
     uint32_t n = 0;
 
@@ -618,7 +639,7 @@ static int engine_check_queue(struct engine *e, const struct engine_request *q,
 
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *ret_job,
                   struct engine_queue *ret_queue, struct why *why) {
-    bool text = req->kind != ENGINE_GENERATE;
+    bool text = engine_is_text(req->kind);
     struct engine_queue queue;
     struct job *j = NULL;
     int r;
@@ -738,6 +759,8 @@ static void engine_deliver(struct engine *e, struct job *j, struct engine_event 
         .tok = r->tok.id,
         .n_tok = r->tok.n,
     };
+    if (j->score && r->end == JOB_END_STOP)
+        e->result.logprob = score_result(j->score, &e->result.n_logprob);
     ret->kind = ENGINE_DONE;
     ret->job = j->id;
     ret->userdata = j->userdata;

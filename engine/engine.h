@@ -40,6 +40,7 @@ enum {
 
 enum {
     ENGINE_TEXT_MAX = 4 << 20, /* bytes of all texts of one job; a token counts 4 */
+    ENGINE_CHOICE_MAX = 256,   /* answers to score of one job */
     ENGINE_STOP_MAX = 16,      /* stop strings of one job */
     ENGINE_STOP_BYTES = 1024,  /* of one stop string, at least 1, well-formed UTF-8 */
 };
@@ -96,9 +97,10 @@ const struct sample_params *engine_defaults(const struct engine *e);
 
 /* ---- jobs ---- */
 
-enum engine_kind { /* others than GENERATE wait for none, and have a queue of their own */
+enum engine_kind { /* those after SCORE wait for none, and have a queue of their own */
                    ENGINE_GENERATE,
-                   ENGINE_TOKENIZE,   /* text -> tokens */
+                   ENGINE_SCORE,    /* as GENERATE, but given answers are scored and none is made */
+                   ENGINE_TOKENIZE, /* text -> tokens */
                    ENGINE_DETOKENIZE, /* tokens -> text */
                    ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
 };
@@ -123,6 +125,8 @@ struct engine_request {
     const char *const *stop; /* [n_stop] strings that end the answer, not part of it; thoughts may
                                 contain them */
     size_t n_stop;
+    const char *const *choice; /* SCORE: [n_choice] answers, up to ENGINE_CHOICE_MAX, none empty */
+    size_t n_choice;
     uint32_t n_top; /* logprobs: alternatives a token, up to SAMPLE_TOP_MAX */
     bool logprobs;
     uint64_t deadline_usec; /* CLOCK_MONOTONIC; 0: none. Kept as engine_cancel() is, or after the
@@ -192,6 +196,8 @@ struct engine_result {
     size_t n_text;
     tok_t *tok; /* TOKENIZE, RENDER: [n_tok], owned by the event */
     size_t n_tok;
+    const double *logprob; /* SCORE: [n_logprob] of the choices, owned by the event */
+    size_t n_logprob;
 };
 
 struct engine_event {

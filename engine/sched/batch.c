@@ -51,7 +51,7 @@ static void draw_parts(void *arg, uint32_t worker, uint32_t n_worker) {
     while ((i = atomic_fetch_add_explicit(&d->next, 1, memory_order_relaxed)) < d->batch->n_part) {
         struct batch_part *p = &d->batch->part[i];
 
-        if (p->out)
+        if (p->out && !p->job->score)
             sample_next(p->job->sampler, p->logits, &p->token);
     }
 }

@@ -37,6 +37,7 @@ struct job *job_free(struct job *j) {
     sample_free(j->sampler);
     stop_free(j->stop);
     free(j->answer);
+    score_free(j->score);
     free(j->result.text);
     tok_list_deinit(&j->result.tok);
     free(j);
@@ -263,6 +264,22 @@ static enum job_end job_room(struct job *j, const struct resident *r) {
     return j->answer ? JOB_END_N : job_no_memory(j);
 }
 
+/* What is to be scored; then no more is generated than that. */
+static enum job_end job_score(struct job *j, const struct resident *r) {
+    int k = score_prepare(j->score, r->vocab, &j->result.why);
+
+    if (k < 0)
+        return job_no_memory(j);
+    if (k > 0)
+        return job_invalid(j, "a choice that cannot be scored");
+    j->max_tokens = score_depth(j->score);
+    if (j->max_tokens > r->n_ctx - j->result.n_prompt) {
+        j->result.n_available = r->n_ctx - j->max_tokens;
+        return JOB_END_CONTEXT;
+    }
+    return JOB_END_N;
+}
+
 /* The sampler, which has seen the prompt. */
 static enum job_end job_sampler(struct job *j, const struct resident *r) {
     uint32_t n_top = j->logprobs && j->n_top == 0 ? 1 : j->n_top; /* 0 would compute none */
@@ -288,9 +305,11 @@ static enum job_end job_work(struct job *j, const struct resident *r) {
     switch (j->kind) {
     case JOB_GENERATE:
         end = job_prompt(j, r);
+        if (end == JOB_END_N && j->score)
+            end = job_score(j, r);
         if (end == JOB_END_N)
             end = job_room(j, r);
-        return end == JOB_END_N ? job_sampler(j, r) : end;
+        return end == JOB_END_N && !j->score ? job_sampler(j, r) : end;
     case JOB_TOKENIZE:
         end = job_encode(j, r->vocab, &j->result.tok);
         break;

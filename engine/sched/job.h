@@ -21,6 +21,7 @@
 #include "engine/base/err.h"
 #include "engine/sched/fair.h"
 #include "engine/sched/resident.h"
+#include "engine/sched/score.h"
 #include "engine/sched/stop.h"
 #include "engine/text/chat.h"
 #include "engine/text/sample.h"
@@ -99,6 +100,7 @@ struct job {
     struct sampler *sampler;
     struct stop *stop;
     struct answer *answer;
+    struct score *score; /* not NULL: no answer is drawn, given ones are scored; no sampler then */
     usec_t submitted;
 
     /* The scheduler's. */

@@ -412,6 +412,23 @@ static enum job_end sched_say(struct sched *s, struct job *j, const struct sampl
     return j->result.n_token < j->n_max ? JOB_END_N : JOB_END_LENGTH;
 }
 
+/* Take what the model says of the choices so far. Return: JOB_END_N to go on. */
+static enum job_end sched_score(struct sched *s, struct job *j, const float *logits) {
+    uint32_t n = j->result.n_prompt, keep;
+    tok_t next;
+
+    if (!score_step(j->score, logits, vocab_n(s->res->vocab), &keep, &next))
+        return JOB_END_STOP;
+    if (n + keep < j->n_done) { /* to where the next choice parts */
+        if (kvcache_truncate(s->res->kv, j->seq, n + keep) != 0)
+            return JOB_END_INTERNAL;
+        j->n_done = n + keep;
+    }
+    j->all.n = n + keep;
+    j->all.id[j->all.n++] = next;
+    return JOB_END_N;
+}
+
 /* A part of the step that began at @began was evaluated, and its token drawn. */
 static void sched_part(struct sched *s, struct batch_part *p, usec_t began, usec_t now) {
     struct job *j = p->job;
@@ -427,7 +444,7 @@ static void sched_part(struct sched *s, struct batch_part *p, usec_t began, usec
     }
     if (!p->out)
         return;
-    end = sched_say(s, j, &p->token);
+    end = j->score ? sched_score(s, j, p->logits) : sched_say(s, j, &p->token);
     if (end != JOB_END_N)
         sched_end(s, j, end);
 }
