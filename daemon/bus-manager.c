@@ -18,6 +18,8 @@
     "use-case model instructions language priority thinking max-tokens temperature seed stop "     \
     "deadline-usec"
 
+#define CLASSIFY "language.classify"
+
 static int bad_message(struct bus_call *c, int r) {
     return r < 0 ? why_set(&c->why, RPC_INVALID_ARGS, "the message cannot be read") : r;
 }
@@ -114,9 +116,9 @@ static void put_message(struct bus_params *p, const char *role, const char *text
     rpc_pack_str(&p->pk, "content", text);
 }
 
-static int put_messages(struct bus_params *p, const struct usecase *u, const char *text,
-                        const struct bus_options *o) {
-    AUTO(free) char *prompt = u ? usecase_render(u, text, o->language) : strdup(text);
+static int put_messages(struct bus_params *p, const struct usecase *u,
+                        const struct usecase_words *words, const struct bus_options *o) {
+    AUTO(free) char *prompt = u ? usecase_render(u, words) : strdup(words->text);
 
     if (!prompt)
         return err_new(-ENOMEM);
@@ -147,7 +149,7 @@ static int respond_pack(struct bus_call *c, struct bus_params *p) {
         return err_up(r);
     if (o.model)
         put_str(p, "model", o.model);
-    return err_up(put_messages(p, u, text, &o));
+    return err_up(put_messages(p, u, &(struct usecase_words){ text, o.language, NULL }, &o));
 }
 
 static int respond_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
@@ -170,6 +172,93 @@ static int respond_reply(struct bus_call *c, const msgpack_object *result, sd_bu
         r = sd_bus_message_open_container(reply, 'a', "{sv}");
     for (size_t i = 0; r >= 0 && i < sizeof info / sizeof info[0]; i++)
         r = bus_append_entry(reply, info[i].key, info[i].type, info[i].value);
+    return r < 0 ? r : sd_bus_message_close_container(reply);
+}
+
+/* ---- Classify ---- */
+
+/* "a, b, c"; NULL: out of memory. */
+static char *join(char *const *s) {
+    size_t n = 1, at = 0;
+    char *text;
+
+    for (size_t i = 0; s[i]; i++)
+        n += strlen(s[i]) + 2;
+    text = calloc(1, n);
+    for (size_t i = 0; text && s[i]; i++)
+        at += (size_t)snprintf(text + at, n - at, "%s%s", i ? ", " : "", s[i]);
+    return text;
+}
+
+static int put_choices(struct bus_params *p, char *const *label) {
+    uint32_t n = 0;
+
+    while (label[n])
+        n++;
+    p->n++;
+    wire_pack_str(&p->pk, "choices");
+    msgpack_pack_array(&p->pk, n);
+    for (uint32_t i = 0; i < n; i++)
+        wire_pack_str(&p->pk, label[i]);
+    return n ? 0 : RPC_INVALID_ARGS;
+}
+
+static int classify_pack(struct bus_call *c, struct bus_params *p) {
+    AUTO(bus_strv_free) char **label = NULL;
+    AUTO(free) char *labels = NULL;
+    const struct usecase *u;
+    struct bus_options o;
+    const char *text;
+    int r;
+
+    r = sd_bus_message_read(c->m, "s", &text);
+    if (r >= 0)
+        r = sd_bus_message_read_strv(c->m, &label);
+    if (r >= 0)
+        r = bus_options_read(c->m, "use-case model instructions language", &o, p, &c->why);
+    if (r)
+        return bad_message(c, r);
+    if (!label || put_choices(p, label))
+        return why_set(&c->why, RPC_INVALID_ARGS, "labels: there are none");
+
+    if (!o.use_case && usecase_find(&c->peer->bus->server->config->use_cases, CLASSIFY))
+        o.use_case = CLASSIFY;
+    r = apply_use_case(c, &o, &u);
+    if (r)
+        return err_up(r);
+    if (o.model)
+        put_str(p, "model", o.model);
+    labels = join(label);
+    if (!labels)
+        return err_new(-ENOMEM);
+    return err_up(put_messages(p, u, &(struct usecase_words){ text, o.language, labels }, &o));
+}
+
+static int classify_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+    const msgpack_object_array *a = &wire_get(result, "choices")->via.array;
+    const msgpack_object *usage = wire_get(result, "usage");
+    int r;
+
+    r = sd_bus_message_open_container(reply, 'a', "(sd)");
+    for (uint32_t i = 0; r >= 0 && i < a->size; i++) {
+        r = sd_bus_message_open_container(reply, 'r', "sd");
+        if (r >= 0)
+            r = bus_append_text(reply, wire_get(&a->ptr[i], "text"));
+        if (r >= 0)
+            r = sd_bus_message_append(reply, "d", rpc_number(wire_get(&a->ptr[i], "p")));
+        if (r >= 0)
+            r = sd_bus_message_close_container(reply);
+    }
+    if (r >= 0)
+        r = sd_bus_message_close_container(reply);
+    if (r >= 0)
+        r = sd_bus_message_open_container(reply, 'a', "{sv}");
+    if (r >= 0)
+        r = bus_append_entry(reply, "confidence", 'd', wire_get(result, "confidence"));
+    if (r >= 0)
+        r = bus_append_entry(reply, "prompt-tokens", 'u', wire_get(usage, "prompt"));
+    if (r >= 0)
+        r = bus_append_entry(reply, "cached-tokens", 'u', wire_get(usage, "cached"));
     return r < 0 ? r : sd_bus_message_close_container(reply);
 }
 
@@ -227,6 +316,7 @@ static const struct bus_gate gates[] = {
       availability_run },
     { "OpenSession", NULL, NULL, open_pack, NULL, open_run },
     { "Respond", "generate", NULL, respond_pack, respond_reply, NULL },
+    { "Classify", "score.choices", NULL, classify_pack, classify_reply, NULL },
     { "CountTokens", "tokenize", NULL, count_pack, count_reply, NULL },
 };
 
@@ -251,7 +341,7 @@ static uint32_t state_of(const struct server *s) {
 }
 
 static int get_features(sd_bus_message *reply) {
-    return sd_bus_message_append(reply, "as", 3, "respond", "session", "use-cases");
+    return sd_bus_message_append(reply, "as", 4, "classify", "respond", "session", "use-cases");
 }
 
 static int get_use_cases(sd_bus_message *reply, const struct usecase_list *l) {
@@ -315,6 +405,9 @@ static const sd_bus_vtable vtable[] = {
     SD_BUS_METHOD_WITH_ARGS("Respond",
         SD_BUS_ARGS("s", prompt, "a{sv}", options),
         SD_BUS_RESULT("s", text, "a{sv}", info), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("Classify",
+        SD_BUS_ARGS("s", text, "as", labels, "a{sv}", options),
+        SD_BUS_RESULT("a(sd)", scores, "a{sv}", info), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
     SD_BUS_METHOD_WITH_ARGS("CountTokens",
         SD_BUS_ARGS("s", text, "a{sv}", options),
         SD_BUS_RESULT("u", tokens), on_method, SD_BUS_VTABLE_UNPRIVILEGED),

@@ -48,13 +48,12 @@ static const struct option *find(const char *allowed, const char *key) {
 
 /* ---- reading ---- */
 
-static char **bus_strv_free(char **s) {
+char **bus_strv_free(char **s) {
     for (size_t i = 0; s && s[i]; i++)
         free(s[i]);
     free(s);
     return NULL;
 }
-AUTO_DEFINE(char **, bus_strv_free)
 
 static int pack_strings(sd_bus_message *m, struct bus_params *p) {
     AUTO(bus_strv_free) char **s = NULL;

@@ -137,6 +137,10 @@ struct bus_options {
  * Return: 0, or RPC_INVALID_ARGS with @why naming the key. */
 int bus_options_read(sd_bus_message *m, const char *allowed, struct bus_options *ret,
                      struct bus_params *p, struct why *why);
+/* A list of strings that ends in NULL, as sd-bus gives them. */
+char **bus_strv_free(char **s);
+AUTO_DEFINE(char **, bus_strv_free)
+
 /* Append text @o, a str or NULL. D-Bus knows no NUL: one in it becomes a space. */
 int bus_append_text(sd_bus_message *m, const msgpack_object *o);
 /* Append {key: @o as @type}, of an a{sv}: s, u, t or d; nothing when @o is NULL. */

@@ -7,8 +7,7 @@
 #include "daemon/usecase.h"
 #include "engine/base/utf8.h"
 
-#define TEXT     "{text}"
-#define LANGUAGE "{language}"
+#define TEXT "{text}"
 
 static void clear(struct usecase *u) {
     free(u->id);
@@ -122,31 +121,30 @@ const struct usecase *usecase_find(const struct usecase_list *l, const char *id)
 }
 
 /* Length of the placeholder at @s and what stands for it; 0: there is none. */
-static size_t placeholder(const char *s, const char *text, const char *language, const char **ret) {
-    if (strncmp(s, TEXT, strlen(TEXT)) == 0) {
-        *ret = text;
-        return strlen(TEXT);
-    }
-    if (strncmp(s, LANGUAGE, strlen(LANGUAGE)) == 0) {
-        *ret = language;
-        return strlen(LANGUAGE);
-    }
+static size_t placeholder(const char *s, const struct usecase_words *w, const char **ret) {
+    const struct {
+        const char *name, *value;
+    } table[] = { { TEXT, w->text }, { "{language}", w->language }, { "{labels}", w->labels } };
+
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++)
+        if (strncmp(s, table[i].name, strlen(table[i].name)) == 0) {
+            *ret = table[i].value;
+            return strlen(table[i].name);
+        }
     return 0;
 }
 
 /* Write to @to, unless it is NULL. Return: bytes. */
-static size_t render(const char *prompt, const char *text, const char *language, char *to) {
+static size_t render(const char *prompt, const struct usecase_words *w, char *to) {
     size_t n = 0, k, n_value;
     const char *value;
 
     for (const char *s = prompt; *s; s += k) {
-        k = placeholder(s, text, language, &value);
+        k = placeholder(s, w, &value);
+        n_value = k ? strlen(value) : 1;
         if (!k) {
             value = s;
             k = 1;
-            n_value = 1;
-        } else {
-            n_value = strlen(value);
         }
         if (to)
             (void)memcpy(to + n, value, n_value);
@@ -155,15 +153,13 @@ static size_t render(const char *prompt, const char *text, const char *language,
     return n;
 }
 
-char *usecase_render(const struct usecase *u, const char *text, const char *language) {
+char *usecase_render(const struct usecase *u, const struct usecase_words *words) {
+    struct usecase_words w = { words->text, words->language ?: u->language ?: "English",
+                               words->labels ?: "" };
     const char *prompt = u->prompt ?: TEXT;
-    size_t n;
-    char *s;
+    char *s = malloc(render(prompt, &w, NULL) + 1);
 
-    language = language ?: u->language ?: "English";
-    n = render(prompt, text, language, NULL);
-    s = malloc(n + 1);
     if (s)
-        s[render(prompt, text, language, s)] = '\0';
+        s[render(prompt, &w, s)] = '\0';
     return s;
 }

@@ -9,7 +9,8 @@
  *
  *   model         id; absent: the default model
  *   instructions  what the model is told before anything else
- *   prompt        what it is asked; {text} is the caller's text, {language} its language
+ *   prompt        what it is asked; {text} is the caller's text, {language} the language it names,
+ *                 {labels} what it may choose from, with commas
  *   language      when the caller names none
  *
  * In values "\n" is a new line and "\\" a backslash. A file that is wrong is an error that names
@@ -46,5 +47,9 @@ void usecase_deinit(struct usecase_list *l);
 /* NULL: there is none of that id. */
 const struct usecase *usecase_find(const struct usecase_list *l, const char *id);
 
-/* The prompt of @u for @text. @language: or NULL. Return: allocated, NULL: out of memory. */
-char *usecase_render(const struct usecase *u, const char *text, const char *language);
+/* What the caller says; only .text must be set. */
+struct usecase_words {
+    const char *text, *language, *labels;
+};
+/* The prompt of @u. Return: allocated, NULL: out of memory. */
+char *usecase_render(const struct usecase *u, const struct usecase_words *words);

@@ -88,6 +88,20 @@ class Manager(unittest.TestCase):
         self.assertEqual(info["generated-tokens"], want["usage"]["generated"])
         self.assertEqual(info["seed"], 5)
 
+    def test_classify(self):
+        labels = ["yes", "no", "perhaps", "yes and no"]
+        scores, info = self.manager.Classify("is it so?", labels, options(instructions="decide"))
+        with self.moed.client() as c:
+            want = c.call("score.choices", choices=labels, messages=[
+                {"role": "system", "content": "decide"}, {"role": "user", "content": "is it so?"}])
+        self.assertEqual([str(label) for label, _ in scores], labels)
+        for (_, p), choice in zip(scores, want["choices"]):
+            self.assertAlmostEqual(p, choice["p"])
+        self.assertAlmostEqual(sum(p for _, p in scores), 1)
+        self.assertAlmostEqual(info["confidence"], max(p for _, p in scores))
+        name, _ = error_of(self.manager.Classify, "x", dbus.Array(signature="s"), options())
+        self.assertEqual(name, STD + "InvalidArgs")
+
     def test_count_tokens(self):
         with self.moed.client() as c:
             want = len(c.call("tokenize", text="some words")["tokens"])
