@@ -245,6 +245,16 @@ static struct bus_call *call_new(struct bus_peer *peer, sd_bus_message *m,
     return c;
 }
 
+int bus_call_unread(struct bus_call *c, int r) {
+    return r < 0 ? why_set(&c->why, RPC_INVALID_ARGS, "the message cannot be read") : r;
+}
+
+int bus_call_done(struct bus_call *c) {
+    int r = sd_bus_reply_method_return(c->m, NULL);
+
+    return r < 0 ? err_new(r) : 0;
+}
+
 int bus_call_new(struct bus *bus, sd_bus_message *m, const struct bus_gate *gate,
                  sd_bus_error *error) {
     struct why why = { .text = "too many callers" };
@@ -253,6 +263,8 @@ int bus_call_new(struct bus *bus, sd_bus_message *m, const struct bus_gate *gate
     char name[256];
     int r;
 
+    while (strcmp(gate->member, sd_bus_message_get_member(m)) != 0)
+        gate++; /* the vtable has no others */
     r = bus_peer_get(bus, sd_bus_message_get_sender(m), &peer);
     if (!r && peer->n_call >= BUS_PEER_CALL_MAX)
         r = why_set(&why, RPC_QUOTA_EXCEEDED, "%d open calls of one caller are the limit",

@@ -20,15 +20,6 @@
 
 #define CLASSIFY "language.classify"
 
-static int bad_message(struct bus_call *c, int r) {
-    return r < 0 ? why_set(&c->why, RPC_INVALID_ARGS, "the message cannot be read") : r;
-}
-
-static void put_str(struct bus_params *p, const char *key, const char *s) {
-    rpc_pack_str(&p->pk, key, s);
-    p->n++;
-}
-
 /* What @o's use case adds to it. Return: 0 or RPC_NOT_SUPPORTED. */
 static int apply_use_case(struct bus_call *c, struct bus_options *o,
                           const struct usecase **ret_use_case) {
@@ -63,14 +54,14 @@ static int availability_pack(struct bus_call *c, struct bus_params *p) {
     if (r >= 0)
         r = bus_options_read(c->m, SESSION_KEYS, &o, p, &c->why);
     if (r)
-        return bad_message(c, r);
+        return bus_call_unread(c, r);
 
     msgpack_sbuffer_clear(&p->buf); /* what the answer does not depend on is only checked */
     p->n = 0;
     o.use_case = *use_case ? use_case : o.use_case;
     c->unknown = apply_use_case(c, &o, &u) != 0;
     if (!c->unknown && o.model)
-        put_str(p, "id", o.model);
+        bus_params_str(p, "id", o.model);
     return 0;
 }
 
@@ -142,13 +133,13 @@ static int respond_pack(struct bus_call *c, struct bus_params *p) {
     if (r >= 0)
         r = bus_options_read(c->m, GENERATE_KEYS, &o, p, &c->why);
     if (r)
-        return bad_message(c, r);
+        return bus_call_unread(c, r);
 
     r = apply_use_case(c, &o, &u);
     if (r)
         return err_up(r);
     if (o.model)
-        put_str(p, "model", o.model);
+        bus_params_str(p, "model", o.model);
     return err_up(put_messages(p, u, &(struct usecase_words){ text, o.language, NULL }, &o));
 }
 
@@ -217,7 +208,7 @@ static int classify_pack(struct bus_call *c, struct bus_params *p) {
     if (r >= 0)
         r = bus_options_read(c->m, "use-case model instructions language", &o, p, &c->why);
     if (r)
-        return bad_message(c, r);
+        return bus_call_unread(c, r);
     if (!label || put_choices(p, label))
         return why_set(&c->why, RPC_INVALID_ARGS, "labels: there are none");
 
@@ -227,7 +218,7 @@ static int classify_pack(struct bus_call *c, struct bus_params *p) {
     if (r)
         return err_up(r);
     if (o.model)
-        put_str(p, "model", o.model);
+        bus_params_str(p, "model", o.model);
     labels = join(label);
     if (!labels)
         return err_new(-ENOMEM);
@@ -273,9 +264,9 @@ static int count_pack(struct bus_call *c, struct bus_params *p) {
     if (r >= 0)
         r = bus_options_read(c->m, "", &o, p, &c->why);
     if (r)
-        return bad_message(c, r);
+        return bus_call_unread(c, r);
 
-    put_str(p, "text", text);
+    bus_params_str(p, "text", text);
     return 0;
 }
 
@@ -288,7 +279,7 @@ static int count_reply(struct bus_call *c, const msgpack_object *result, sd_bus_
 static int open_pack(struct bus_call *c, struct bus_params *p) {
     struct bus_options o;
 
-    return bad_message(c, bus_options_read(c->m, "", &o, p, &c->why));
+    return bus_call_unread(c, bus_options_read(c->m, "", &o, p, &c->why));
 }
 
 static int open_run(struct bus_call *c) {
@@ -321,11 +312,7 @@ static const struct bus_gate gates[] = {
 };
 
 static int on_method(sd_bus_message *m, void *arg, sd_bus_error *error) {
-    size_t i = 0;
-
-    while (strcmp(gates[i].member, sd_bus_message_get_member(m)) != 0)
-        i++; /* the vtable has no others */
-    return bus_call_new(arg, m, &gates[i], error);
+    return bus_call_new(arg, m, gates, error);
 }
 
 /* ---- properties ---- */

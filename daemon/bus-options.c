@@ -171,6 +171,11 @@ int bus_options_read(sd_bus_message *m, const char *allowed, struct bus_options 
     return r < 0 ? err_new(r) : 0;
 }
 
+void bus_params_str(struct bus_params *p, const char *key, const char *s) {
+    rpc_pack_str(&p->pk, key, s);
+    p->n++;
+}
+
 /* ---- appending ---- */
 
 int bus_append_text(sd_bus_message *m, const msgpack_object *o) {

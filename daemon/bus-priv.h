@@ -9,7 +9,7 @@
  *   bus-call.c     one call: from message to RPC request to reply
  *   bus-polkit.c   may this caller do that?
  *   bus-options.c  a{sv} to parameters, results to a{sv}
- *   bus-manager.c  interface Manager
+ *   bus-manager.c, bus-admin.c  the interfaces
  */
 
 #include <stdbool.h>
@@ -110,10 +110,14 @@ struct bus_call {
     struct why why;
 };
 
-/* Serve @m as @gate says; what a method's handler returns. */
+/* Serve @m as that of @gate says which is its member's; what a method's handler returns. */
 int bus_call_new(struct bus *bus, sd_bus_message *m, const struct bus_gate *gate,
                  sd_bus_error *error);
 void bus_call_free(struct bus_call *c);
+/* @r of reading the message, as pack() and run() return it. */
+int bus_call_unread(struct bus_call *c, int r);
+/* Reply that it was done, from run(). */
+int bus_call_done(struct bus_call *c);
 /* A connection in its caller's name: the other end of @ret_session, to be closed.
  * Return: 0, an RPC_* error in @c->why, or -errno. */
 int bus_call_connect(struct bus_call *c, struct session **ret_session, int *ret_fd);
@@ -141,11 +145,14 @@ int bus_options_read(sd_bus_message *m, const char *allowed, struct bus_options 
 char **bus_strv_free(char **s);
 AUTO_DEFINE(char **, bus_strv_free)
 
+/* Add {@key: @s} to the parameters. */
+void bus_params_str(struct bus_params *p, const char *key, const char *s);
 /* Append text @o, a str or NULL. D-Bus knows no NUL: one in it becomes a space. */
 int bus_append_text(sd_bus_message *m, const msgpack_object *o);
 /* Append {key: @o as @type}, of an a{sv}: s, u, t or d; nothing when @o is NULL. */
 int bus_append_entry(sd_bus_message *m, const char *key, char type, const msgpack_object *o);
 
+int bus_admin_add(struct bus *bus);
 int bus_manager_add(struct bus *bus);
 /* What the service serves changed. */
 void bus_manager_changed(struct bus *bus);

@@ -105,6 +105,8 @@ static int connect_bus(struct bus *bus) {
     r = open_bus(bus, &bus->sd);
     if (r >= 0)
         r = bus_manager_add(bus);
+    if (r >= 0)
+        r = bus_admin_add(bus);
     if (r >= 0) /* bit 2: do not queue for it */
         r = sd_bus_request_name_async(bus->sd, NULL, BUS_NAME, 4, on_name, bus);
     return r < 0 ? r : 0;

@@ -451,6 +451,18 @@ int models_unload(struct models *m, const char *id, uint32_t *ret_n_job) {
     return 0;
 }
 
+int models_remove(struct models *m, const char *id, struct why *why) {
+    const struct registry_file *f = models_find(m, id);
+
+    if (!f)
+        return why_set(why, MODELS_NONE, "no model with the id %.100s", id);
+    if (m->config->model)
+        return why_set(why, MODELS_UNAVAILABLE, "%.200s is served by itself", m->config->model);
+    if (m->id && strcmp(m->id, id) == 0 && m->state != MODELS_FAILED)
+        return why_set(why, MODELS_BUSY, "%.100s is loaded", id);
+    return err_up(registry_remove(f));
+}
+
 /* ---- work ---- */
 
 int models_submit(struct models *m, const char *id, uid_t uid, struct engine_request *req,

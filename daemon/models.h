@@ -116,6 +116,9 @@ struct models_load *models_load_find(struct models *m, uint64_t id);
 struct models_load *models_loading(const struct models *m);
 /* Stop it; jobs that wait for it end with ENGINE_END_MODEL. Return: was it running? */
 bool models_load_cancel(struct models *m, struct models_load *load);
+/* Remove the files of @id. Return: 0, MODELS_NONE, MODELS_BUSY when it is resident,
+ * MODELS_UNAVAILABLE when it is not ours to remove, or -errno. */
+int models_remove(struct models *m, const char *id, struct why *why);
 /* Return: 0 (also when it is not loaded), MODELS_NONE, or MODELS_BUSY with @ret_n_job. */
 int models_unload(struct models *m, const char *id, uint32_t *ret_n_job);
 

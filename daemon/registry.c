@@ -147,6 +147,22 @@ int registry_single(struct registry *r, const char *path) {
     return 0;
 }
 
+int registry_remove(const struct registry_file *f) {
+    size_t n = strlen(f->path), n_stem = n - strlen(".gguf");
+    unsigned n_part = 0;
+    char part[4096];
+
+    if (!part_of(f->path, n_stem, &n_part))
+        return unlink(f->path) < 0 ? err_new(-errno) : 0;
+    for (unsigned i = n_part; i > 0; i--) { /* the one that makes it a model last */
+        (void)snprintf(part, sizeof part, "%.*s-%05u-of-%05u.gguf",
+                       (int)(n_stem - REGISTRY_PART_SIZE), f->path, i, n_part);
+        if (unlink(part) < 0 && errno != ENOENT)
+            return err_new(-errno);
+    }
+    return 0;
+}
+
 void registry_deinit(struct registry *r) {
     for (size_t i = 0; i < r->n; i++) {
         free(r->file[i].id);

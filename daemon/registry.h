@@ -30,6 +30,8 @@ struct registry {
 int registry_scan(struct registry *r, const char *dir);
 /* @path alone, whatever its name. A file that is not there has size 0. */
 int registry_single(struct registry *r, const char *path);
+/* Remove the file, and the parts that belong to it. Return: 0 or -errno. */
+int registry_remove(const struct registry_file *f);
 void registry_deinit(struct registry *r);
 
 /* NULL: none. */

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+#include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -96,11 +98,52 @@ void usecase_deinit(struct usecase_list *l) {
     *l = (struct usecase_list){ 0 };
 }
 
+/* ---- what was set ---- */
+
+/* The file of @id in the state directory; the service manager may name several, the first is it.
+ * Return: is there one? */
+static bool state_path(const char *id, char *path, size_t n) {
+    const char *dir = getenv("STATE_DIRECTORY");
+
+    return dir && *dir &&
+           (size_t)snprintf(path, n, "%.*s/use-case-%s", (int)strcspn(dir, ":"), dir, id) < n;
+}
+
+static int apply_set(struct usecase *u, struct why *why) {
+    char path[4096];
+
+    return state_path(u->id, path, sizeof path) ? conffile_read(path, false, set_key, u, why) : 0;
+}
+
+int usecase_set_model(const char *id, const char *model, struct why *why) {
+    char path[4096], new[4096 + 8];
+    FILE *f;
+    int r;
+
+    if (!state_path(id, path, sizeof path))
+        return why_set(why, USECASE_BAD, "the service has no state directory");
+    if (!*model)
+        return unlink(path) < 0 && errno != ENOENT ? err_new(-errno) : 0;
+
+    (void)snprintf(new, sizeof new, "%s.new", path);
+    f = fopen(new, "we");
+    if (!f)
+        return err_new(-errno);
+    r = fprintf(f, "model = %s\n", model) < 0 || fflush(f) != 0 || fsync(fileno(f)) < 0 ? -errno
+                                                                                        : 0;
+    (void)fclose(f);
+    if (!r && rename(new, path) < 0)
+        r = -errno;
+    return r ? err_new(r) : 0;
+}
+
 int usecase_load(struct usecase_list *ret, const char *root, struct why *why) {
     struct usecase_list l = { 0 };
     int r;
 
     r = conffile_each(root ? root : "", "use-cases.d", on_file, &l, why);
+    for (size_t i = 0; !r && i < l.n; i++)
+        r = apply_set(&l.at[i], why);
     if (r) {
         usecase_deinit(&l);
         return err_up(r);

@@ -13,6 +13,8 @@
  *                 {labels} what it may choose from, with commas
  *   language      when the caller names none
  *
+ * What an administrator said of models by usecase_set_model() wins over the files.
+ *
  * In values "\n" is a new line and "\\" a backslash. A file that is wrong is an error that names
  * it, like one of moed.conf.
  *
@@ -43,6 +45,10 @@ struct usecase_list {
 /* Read all of them. @root: put before every path, or NULL. Return: 0, USECASE_BAD, or -errno. */
 int usecase_load(struct usecase_list *ret, const char *root, struct why *why);
 void usecase_deinit(struct usecase_list *l);
+
+/* From the next time they are read, the model of @id is @model, "" what its file says; kept in the
+ * state directory. Return: 0, USECASE_BAD when there is no such directory, or -errno. */
+int usecase_set_model(const char *id, const char *model, struct why *why);
 
 /* NULL: there is none of that id. */
 const struct usecase *usecase_find(const struct usecase_list *l, const char *id);

@@ -130,6 +130,7 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
 
 const char *work_kind(const struct work *w) {
     static const char *const names[] = { [ENGINE_GENERATE] = "generate",
+                                         [ENGINE_SCORE] = "score.choices",
                                          [ENGINE_TOKENIZE] = "tokenize",
                                          [ENGINE_DETOKENIZE] = "detokenize",
                                          [ENGINE_RENDER] = "template.apply" };

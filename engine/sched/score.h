@@ -4,8 +4,8 @@
 /*
  * score - how likely each of some given continuations of a prompt is
  *
- * The labels are walked as a tree of their tokens, so what several begin with is evaluated once, and
- * labels of one token cost nothing but the prompt. At each node the logits of the tokens so far
+ * The labels are walked as a tree of their tokens, so what several begin with is evaluated once,
+ * and labels of one token cost nothing but the prompt. At each node the logits of the tokens so far
  * give the next token of all labels that pass it; then either the walk goes one token deeper, or
  * back to where the next label parts.
  *

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * bus-admin - the interface Admin: what changes things for everybody
+ *
+ * An interface of its own, so that a bus policy can tell it apart; who may is polkit's to say.
+ */
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/bus-priv.h"
+#include "engine/base/log.h"
+
+#define MANAGE  BUS_NS ".manage-models"
+#define INSPECT BUS_NS ".inspect-others"
+
+/* ---- models ---- */
+
+static int load_pack(struct bus_call *c, struct bus_params *p) {
+    struct bus_options o;
+    const char *id;
+    int r;
+
+    r = sd_bus_message_read(c->m, "s", &id);
+    if (r >= 0)
+        r = bus_options_read(c->m, "", &o, p, &c->why);
+    if (r)
+        return bus_call_unread(c, r);
+
+    bus_params_str(p, "id", id);
+    return 0;
+}
+
+static int load_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+    char path[256];
+
+    (void)snprintf(path, sizeof path, BUS_PATH "/job/%ju",
+                   (uintmax_t)wire_get(result, "job")->via.u64);
+    return sd_bus_message_append(reply, "o", path);
+}
+
+static int unload_pack(struct bus_call *c, struct bus_params *p) {
+    uint32_t flags;
+    const char *id;
+    int r;
+
+    r = sd_bus_message_read(c->m, "su", &id, &flags);
+    if (r < 0)
+        return bus_call_unread(c, r);
+    if (flags)
+        return why_set(&c->why, RPC_INVALID_ARGS, "flags: there are none yet");
+
+    bus_params_str(p, "id", id);
+    return 0;
+}
+
+static int nothing(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+    return 0;
+}
+
+static int remove_run(struct bus_call *c) {
+    struct models *m = c->peer->bus->server->models;
+    const char *id;
+    int r;
+
+    if (sd_bus_message_read(c->m, "s", &id) < 0)
+        return bus_call_unread(c, -EBADMSG);
+    r = models_remove(m, id, &c->why);
+    switch (r) {
+    case 0:
+        log_info("bus", "user %u: %s: removed", (unsigned)c->peer->who.uid, id);
+        return bus_call_done(c);
+    case MODELS_NONE:
+        return RPC_NO_SUCH_MODEL;
+    case MODELS_BUSY:
+        return RPC_BUSY;
+    case MODELS_UNAVAILABLE:
+        return RPC_NOT_SUPPORTED;
+    default:
+        return err_fold(r);
+    }
+}
+
+/* ---- the service ---- */
+
+/* One way to do it: what SIGHUP does. */
+static int reload_run(struct bus_call *c) {
+    if (kill(getpid(), SIGHUP) < 0)
+        return err_new(-errno);
+    return bus_call_done(c);
+}
+
+static int set_use_case_run(struct bus_call *c) {
+    const struct config *config = c->peer->bus->server->config;
+    const char *use_case, *model;
+    int r;
+
+    if (sd_bus_message_read(c->m, "ss", &use_case, &model) < 0)
+        return bus_call_unread(c, -EBADMSG);
+    if (!usecase_find(&config->use_cases, use_case))
+        return why_set(&c->why, RPC_NOT_SUPPORTED, "no use case %.64s", use_case);
+    if (*model && !models_find(c->peer->bus->server->models, model))
+        return why_set(&c->why, RPC_NO_SUCH_MODEL, "no model with the id %.100s", model);
+
+    r = usecase_set_model(use_case, model, &c->why);
+    if (r)
+        return r > 0 ? RPC_NOT_SUPPORTED : err_up(r);
+    return reload_run(c);
+}
+
+static int append_session(sd_bus_message *reply, const struct session *s) {
+    char path[256];
+
+    (void)snprintf(path, sizeof path, BUS_PATH "/session/%ju", (uintmax_t)s->id);
+    return sd_bus_message_append(reply, "(osuu)", path, s->peer.unit, (uint32_t)s->peer.uid,
+                                 s->n_call);
+}
+
+static int list_run(struct bus_call *c) {
+    const struct server *server = c->peer->bus->server;
+    AUTO(bus_message_unref) sd_bus_message *reply = NULL;
+    const struct session *s;
+    int r;
+
+    r = sd_bus_message_new_method_return(c->m, &reply);
+    if (r >= 0)
+        r = sd_bus_message_open_container(reply, 'a', "(osuu)");
+    for (s = LIST_FIRST(&server->sessions); s && r >= 0; s = LIST_NEXT(s, link))
+        r = append_session(reply, s);
+    if (r >= 0)
+        r = sd_bus_message_close_container(reply);
+    if (r >= 0)
+        r = sd_bus_send(NULL, reply, NULL);
+    return r < 0 ? err_new(r) : 0;
+}
+
+/* ---- dispatch ---- */
+
+static const struct bus_gate gates[] = {
+    { "LoadModel", "model.load", MANAGE, load_pack, load_reply, NULL },
+    { "UnloadModel", "model.unload", MANAGE, unload_pack, nothing, NULL },
+    { "RemoveModel", NULL, MANAGE, NULL, NULL, remove_run },
+    { "SetUseCase", NULL, MANAGE, NULL, NULL, set_use_case_run },
+    { "ListSessions", NULL, INSPECT, NULL, NULL, list_run },
+    { "Reload", NULL, MANAGE, NULL, NULL, reload_run },
+};
+
+static int on_method(sd_bus_message *m, void *arg, sd_bus_error *error) {
+    return bus_call_new(arg, m, gates, error);
+}
+
+/* clang-format off */
+static const sd_bus_vtable vtable[] = {
+    SD_BUS_VTABLE_START(0),
+    SD_BUS_METHOD_WITH_ARGS("LoadModel",
+        SD_BUS_ARGS("s", id, "a{sv}", options),
+        SD_BUS_RESULT("o", job), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("UnloadModel",
+        SD_BUS_ARGS("s", id, "u", flags),
+        SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("RemoveModel",
+        SD_BUS_ARGS("s", id),
+        SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("SetUseCase",
+        SD_BUS_ARGS("s", use_case, "s", model),
+        SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("ListSessions",
+        SD_BUS_NO_ARGS,
+        SD_BUS_RESULT("a(osuu)", sessions), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("Reload",
+        SD_BUS_NO_ARGS,
+        SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_VTABLE_END
+};
+/* clang-format on */
+
+int bus_admin_add(struct bus *bus) {
+    return sd_bus_add_object_vtable(bus->sd, NULL, BUS_PATH, BUS_NAME ".Admin", vtable, bus);
+}

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interface Admin of the real service: who may, as polkit says, and what happens then."""
+import os
+import shutil
+import unittest
+
+import bus_rig
+import rig
+from bus_rig import Bus, BusError
+
+OTHER = "nobody"
+METHODS = [("LoadModel", "sa{sv}", "tiny", 0), ("UnloadModel", "su", "tiny", 0), ("RemoveModel", "s", "tiny"),
+           ("SetUseCase", "ss", "language.test", ""), ("ListSessions",), ("Reload",)]
+ACTION = {"ListSessions": "inspect-others"}
+
+
+class Rig:
+    """A bus, an authority, and a service with a folder of models and one use case."""
+
+    def __init__(self, test, **rules):
+        self.bus = Bus()
+        test.addCleanup(self.bus.__exit__)
+        self.bus.polkit(**rules)
+        self.models = self.bus.dir / "models"
+        self.models.mkdir()
+        shutil.copy(rig.make_model("tiny"), self.models / "tiny.gguf")
+        shutil.copy(rig.make_model("tiny"), self.models / "spare.gguf")
+        self.state = self.bus.dir / "state"
+        self.state.mkdir()
+        self.root = self.bus.dir / "root"
+        (self.root / "etc/moed/use-cases.d").mkdir(parents=True)
+        self.use_case = self.root / "etc/moed/use-cases.d/language.test.conf"
+        self.use_case.write_text("prompt = Say: {text}\n")
+        os.environ["STATE_DIRECTORY"] = f"{self.state}:{self.models}"
+        test.addCleanup(os.environ.pop, "STATE_DIRECTORY")
+        (self.root / "etc/moed/moed.conf").write_text(
+            f"bus = system\nmodel-dir = {self.models}\ndefault-model = tiny\n")
+        self.moed = rig.Moed("--config-root", self.root, model=None, env=self.bus.env())
+        test.addCleanup(self.moed.__exit__, None)
+        rig.until(lambda: self.bus.has_owner(bus_rig.NAME), "the service has no name")
+
+    def admin(self, *call, **kw):
+        return self.bus.call(*call, interface="Admin", **kw)
+
+
+@unittest.skipUnless(os.geteuid() == 0, "two users take root")
+class Polkit(unittest.TestCase):
+    def test_refused(self):
+        r = Rig(self)
+        for call in METHODS:
+            with self.assertRaisesRegex(BusError, "Access denied"):
+                r.admin(*call, user=OTHER)
+        asked = r.bus.asked()
+        namespace = bus_rig.NAME.rpartition(".")[0]
+        self.assertEqual([a[0] for a in asked], [f"{namespace}.{ACTION.get(c[0], 'manage-models')}" for c in METHODS])
+        self.assertTrue(all(a[1] == "0" and a[2].startswith(":") for a in asked))
+        self.assertTrue((r.models / "tiny.gguf").exists())
+
+    def test_a_person_must_be_asked(self):
+        r = Rig(self, manage_models=[False, True])
+        with self.assertRaisesRegex(BusError, "a person must allow it"):
+            r.admin("Reload", user=OTHER)
+        with self.assertRaisesRegex(BusError, "Access denied"):
+            r.admin("Reload", user=OTHER, interactive=True)
+        self.assertEqual([a[1] for a in r.bus.asked()], ["0", "1"])
+
+    def test_allowed(self):
+        r = Rig(self, manage_models=[True, False], inspect_others=[True, False])
+        self.assertRegex(r.admin("LoadModel", "sa{sv}", "tiny", 0, user=OTHER)[0], "/job/[0-9]+$")
+        self.assertTrue(r.admin("ListSessions", user=OTHER) is not None)
+
+    def test_nothing_waits_for_it(self):
+        r = Rig(self, manage_models=[True, False, 2])
+        slow = r.bus.spawn(["setpriv", f"--reuid={OTHER}", "--clear-groups", "busctl", f"--address={r.bus.address}", "call",
+                            bus_rig.NAME, bus_rig.PATH, bus_rig.NAME + ".Admin", "Reload"])
+        rig.until(r.bus.asked, "not asked")
+        self.assertEqual(r.bus.get("ApiLevel"), 1)
+        self.assertIsNone(slow.poll())
+        self.assertEqual(slow.wait(10), 0)
+
+    def test_no_authority(self):
+        with Bus() as bus, bus.moed():
+            with self.assertRaisesRegex(BusError, "Access denied"):
+                bus.call("Reload", interface="Admin", user=OTHER)
+
+
+class Admin(unittest.TestCase):
+    """As root or the service's own user, who are not asked for."""
+
+    def setUp(self):
+        self.r = Rig(self)
+
+    def test_load_and_unload(self):
+        r = self.r
+        r.admin("LoadModel", "sa{sv}", "tiny", 0)
+        rig.until(lambda: r.bus.get("State") == 2, "not loaded")
+        r.admin("UnloadModel", "su", "tiny", 0)
+        self.assertEqual(r.bus.get("State"), 0)
+        for call, name in ((("LoadModel", "sa{sv}", "none", 0), "no model with the id none"),
+                           (("UnloadModel", "su", "none", 0), "no model with the id none"),
+                           (("UnloadModel", "su", "tiny", 9), "flags"), (("RemoveModel", "s", "none"), "no model")):
+            with self.assertRaisesRegex(BusError, name):
+                r.admin(*call)
+        self.assertEqual(r.bus.asked(), [])
+
+    def test_remove(self):
+        r = self.r
+        r.admin("LoadModel", "sa{sv}", "tiny", 0)
+        with self.assertRaisesRegex(BusError, "tiny is loaded"):
+            r.admin("RemoveModel", "s", "tiny")
+        r.admin("RemoveModel", "s", "spare")
+        self.assertEqual(os.listdir(r.models), ["tiny.gguf"])
+
+    def test_use_cases(self):
+        r = self.r
+        self.assertEqual(r.bus.get("UseCases"), {"language.test": ""})
+        r.admin("SetUseCase", "ss", "language.test", "spare")
+        rig.until(lambda: r.bus.get("UseCases") == {"language.test": "spare"}, "not set")
+        self.assertEqual((r.state / "use-case-language.test").read_text(), "model = spare\n")
+        r.admin("SetUseCase", "ss", "language.test", "")
+        rig.until(lambda: r.bus.get("UseCases") == {"language.test": ""}, "not taken back")
+        for use_case, model in ("no.such", "tiny"), ("language.test", "none"), ("../x", ""):
+            with self.assertRaisesRegex(BusError, "no use case|no model"):
+                r.admin("SetUseCase", "ss", use_case, model)
+
+    def test_reload(self):
+        r = self.r
+        (r.use_case.parent / "language.more.conf").write_text("prompt = {text}\n")
+        r.admin("Reload")
+        rig.until(lambda: "language.more" in r.bus.get("UseCases"), "not read")
+        r.use_case.write_text("prompt = no place for a text\n")
+        r.admin("Reload")
+        rig.until(lambda: "there is no {text} in it" in r.moed.text(), "not refused")
+        self.assertIn("language.more", r.bus.get("UseCases"))
+
+
+if __name__ == "__main__":
+    bus_rig.main(unittest)
