@@ -408,22 +408,7 @@ INLINE float dot_row(load_fn *load, size_t size, const uint8_t *a, const float *
     return vaddvq_f32(vaddq_f32(vaddq_f32(sum[0], sum[1]), vaddq_f32(sum[2], sum[3])));
 }
 
-INLINE void axpy_row(load_fn *load, size_t size, float s, const uint8_t *x, float *y, size_t n) {
-    size_t i = 0;
-
-    for (; i + 4 <= n; i += 4)
-        vst1q_f32(y + i, vfmaq_n_f32(vld1q_f32(y + i), load(x, i), s));
-    for (; i < n; i++)
-        y[i] += s * vgetq_lane_f32(load_part(load, size, x + i * size, 1), 0);
-}
-
 #define ROW_ENTRIES(fmt, type)                                                                     \
-    static float dot_##fmt(const void *a, const float *b, size_t n) {                              \
-        return dot_row(load_##fmt, sizeof(type), a, b, n);                                         \
-    }                                                                                              \
-    static void axpy_##fmt(float s, const void *x, float *y, size_t n) {                           \
-        axpy_row(load_##fmt, sizeof(type), s, x, y, n);                                            \
-    }                                                                                              \
     static void mul_##fmt(const void *w, size_t w_stride, uint32_t n_out, uint32_t n_col,          \
                           const struct kern_rows *x, float *y, size_t y_stride) {                  \
         for (uint32_t o = 0; o < n_out; o++)                                                       \
@@ -437,13 +422,13 @@ ROW_ENTRIES(f32, float)
 ROW_ENTRIES(f16, uint16_t)
 ROW_ENTRIES(bf16, uint16_t)
 
-static void to_f16(const float *x, uint16_t *y, size_t n) {
+static void axpy(float s, const float *x, float *y, size_t n) {
     size_t i = 0;
 
     for (; i + 4 <= n; i += 4)
-        vst1_u16(y + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + i))));
+        vst1q_f32(y + i, vfmaq_n_f32(vld1q_f32(y + i), vld1q_f32(x + i), s));
     for (; i < n; i++)
-        y[i] = quant_to_f16(x[i]);
+        y[i] += s * x[i];
 }
 
 /* Bit for bit what generic.c does: maxnm turns a NaN into the bound, cvtn rounds to even. */
@@ -537,10 +522,7 @@ static void rope(float *x, const float *cs, size_t n) {
     }
 }
 
-#define BIND_ROW(FMT, fmt)                                                                         \
-    k->mul[FMT] = k->mul_exact[FMT] = mul_##fmt;                                                   \
-    k->dot[FMT] = dot_##fmt;                                                                       \
-    k->axpy[FMT] = axpy_##fmt
+#define BIND_ROW(FMT, fmt) k->mul[FMT] = k->mul_exact[FMT] = mul_##fmt
 
 /* What the registers hold does not matter. */
 static uint64_t peak(uint32_t n) {
@@ -571,7 +553,7 @@ void kern_use_neon(struct kern *k) {
     k->mul[QUANT_IQ4_NL] = mul_iq4_nl;
     k->mul[QUANT_IQ4_XS] = mul_iq4_xs;
     k->quantize = quantize;
-    k->to_f16 = to_f16;
+    k->axpy = axpy;
     k->rmsnorm = rmsnorm;
     k->rope = rope;
     kern_pack_neon(k);

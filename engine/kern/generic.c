@@ -282,40 +282,9 @@ static void mul_float(enum quant_fmt fmt, const uint8_t *w, size_t w_stride, uin
     }
 }
 
-static float at_f32(const void *p, size_t i) {
-    return ((const float *)p)[i];
-}
-
-static float at_f16(const void *p, size_t i) {
-    return quant_f16(((const uint16_t *)p)[i]);
-}
-
-static float at_bf16(const void *p, size_t i) {
-    return quant_bf16(((const uint16_t *)p)[i]);
-}
-
-#define ROW_KERNELS(fmt)                                                                           \
-    static float dot_##fmt(const void *a, const float *b, size_t n) {                              \
-        float lane[N_LANE] = { 0 }, sum = 0;                                                       \
-                                                                                                   \
-        for (size_t i = 0; i < n; i++)                                                             \
-            lane[i % N_LANE] += at_##fmt(a, i) * b[i];                                             \
-        for (size_t j = 0; j < N_LANE; j++)                                                        \
-            sum += lane[j];                                                                        \
-        return sum;                                                                                \
-    }                                                                                              \
-    static void axpy_##fmt(float s, const void *x, float *y, size_t n) {                           \
-        for (size_t i = 0; i < n; i++)                                                             \
-            y[i] += s * at_##fmt(x, i);                                                            \
-    }
-
-ROW_KERNELS(f32)
-ROW_KERNELS(f16)
-ROW_KERNELS(bf16)
-
-static void to_f16(const float *x, uint16_t *y, size_t n) {
+static void axpy(float s, const float *x, float *y, size_t n) {
     for (size_t i = 0; i < n; i++)
-        y[i] = quant_to_f16(x[i]);
+        y[i] += s * x[i];
 }
 
 static uint32_t abs_bits(float f) {
@@ -492,10 +461,8 @@ void kern_use_generic(struct kern *k) {
         .decode = { decode_f32, decode_f16, decode_bf16, decode_q4_0, decode_q4_1, decode_q5_0,
                     decode_q5_1, decode_q8_0, decode_q2_k, decode_q3_k, decode_q4_k, decode_q5_k,
                     decode_q6_k, decode_iq4_nl, decode_iq4_xs, decode_mxfp4 },
-        .dot = { dot_f32, dot_f16, dot_bf16 },
-        .axpy = { axpy_f32, axpy_f16, axpy_bf16 },
+        .axpy = axpy,
         .quantize = quantize,
-        .to_f16 = to_f16,
         .rmsnorm = rmsnorm,
         .geglu = geglu,
         .softmax = softmax,

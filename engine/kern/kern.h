@@ -69,8 +69,6 @@ typedef void kern_mul_fn(const void *w, size_t w_stride, uint32_t n_out, uint32_
  * d too. A NaN or infinity makes d one. All tiers give the same bits for finite @x. */
 typedef void kern_quantize_fn(const float *x, size_t n, int8_t *q, float *d, int16_t *s);
 
-typedef float kern_dot_fn(const void *a, const float *b, size_t n);    /* sum a[i] * b[i] */
-typedef void kern_axpy_fn(float s, const void *x, float *y, size_t n); /* y += s * x */
 typedef void kern_decode_fn(const void *src, float *dst, size_t n);
 typedef uint64_t kern_peak_fn(uint32_t n);
 typedef uint64_t kern_read_fn(const void *p, size_t n);
@@ -105,11 +103,8 @@ struct kern {
     struct kern_attn attn[QUANT_Q8_0 + 1];
     kern_weigh_fn *weigh;
 
-    /* sum a[i] * b[i] and y += s * x. F32, F16 and BF16 are filled in. */
-    kern_dot_fn *dot[QUANT_BF16 + 1];
-    kern_axpy_fn *axpy[QUANT_BF16 + 1];
-    void (*to_f16)(const float *x, uint16_t *y, size_t n);
-
+    /* y += s * x */
+    void (*axpy)(float s, const float *x, float *y, size_t n);
     /* y = x / sqrt(mean(x^2) + eps) * w; w NULL means 1; y may be x. Mean in double. */
     void (*rmsnorm)(const float *x, const float *w, float eps, float *y, size_t n);
     /* y = gelu_tanh(g) * u; y may be g */

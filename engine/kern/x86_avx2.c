@@ -581,12 +581,6 @@ QUANT_ENTRIES(mxfp4,  SIGNED, false, 17, 136)
                           const struct kern_rows *x, float *y, size_t y_stride) {                  \
         mul_float(load_##fmt, sizeof(type), w, w_stride, n_out, n_col, x, y, y_stride);            \
     }                                                                                              \
-    static float dot_##fmt(const void *a, const float *b, size_t n) {                              \
-        return dot_row(load_##fmt, sizeof(type), a, b, n);                                         \
-    }                                                                                              \
-    static void axpy_##fmt(float s, const void *x, float *y, size_t n) {                           \
-        axpy_row(load_##fmt, sizeof(type), s, x, y, n);                                            \
-    }                                                                                              \
     static void decode_##fmt(const void *src, float *dst, size_t n) {                              \
         decode_row(load_##fmt, sizeof(type), src, dst, n);                                         \
     }
@@ -605,38 +599,6 @@ INLINE __m256 load_part(load_fn *load, size_t size, const uint8_t *w, size_t n) 
     return load(part, 0);
 }
 
-INLINE float dot_row(load_fn *load, size_t size, const uint8_t *a, const float *b, size_t n) {
-    __m256 sum[4];
-    size_t i = 0;
-
-    for (int j = 0; j < 4; j++)
-        sum[j] = _mm256_setzero_ps();
-    for (; i + 32 <= n; i += 32)
-        for (size_t j = 0; j < 4; j++)
-            sum[j] = _mm256_fmadd_ps(load(a, i + 8 * j), _mm256_loadu_ps(b + i + 8 * j), sum[j]);
-    for (; i + 8 <= n; i += 8)
-        sum[0] = _mm256_fmadd_ps(load(a, i), _mm256_loadu_ps(b + i), sum[0]);
-    if (i < n)
-        sum[1] = _mm256_fmadd_ps(load_part(load, size, a + i * size, n - i),
-                                 _mm256_maskload_ps(b + i, first(n - i)), sum[1]);
-
-    return hsum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-}
-
-INLINE void axpy_row(load_fn *load, size_t size, float s, const uint8_t *x, float *y, size_t n) {
-    __m256 by = _mm256_set1_ps(s);
-    size_t i = 0;
-
-    for (; i + 8 <= n; i += 8)
-        _mm256_storeu_ps(y + i, _mm256_fmadd_ps(by, load(x, i), _mm256_loadu_ps(y + i)));
-    if (i < n) {
-        __m256i mask = first(n - i);
-        __m256 v = load_part(load, size, x + i * size, n - i);
-
-        _mm256_maskstore_ps(y + i, mask, _mm256_fmadd_ps(by, v, _mm256_maskload_ps(y + i, mask)));
-    }
-}
-
 INLINE void decode_row(load_fn *load, size_t size, const uint8_t *src, float *dst, size_t n) {
     size_t i = 0;
 
@@ -650,19 +612,18 @@ ROW_ENTRIES(f32, float)
 ROW_ENTRIES(f16, uint16_t)
 ROW_ENTRIES(bf16, uint16_t)
 
-static void to_f16(const float *x, uint16_t *y, size_t n) {
+static void axpy(float s, const float *x, float *y, size_t n) {
+    __m256 by = _mm256_set1_ps(s);
     size_t i = 0;
 
     for (; i + 8 <= n; i += 8)
-        _mm_storeu_si128((__m128i *)(void *)(y + i),
-                         _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT));
+        _mm256_storeu_ps(y + i,
+                         _mm256_fmadd_ps(by, _mm256_loadu_ps(x + i), _mm256_loadu_ps(y + i)));
     if (i < n) {
-        uint16_t part[8];
+        __m256i mask = first(n - i);
+        __m256 v = _mm256_maskload_ps(x + i, mask);
 
-        _mm_storeu_si128(
-            (__m128i *)(void *)part,
-            _mm256_cvtps_ph(_mm256_maskload_ps(x + i, first(n - i)), _MM_FROUND_TO_NEAREST_INT));
-        memcpy(y + i, part, (n - i) * sizeof *y);
+        _mm256_maskstore_ps(y + i, mask, _mm256_fmadd_ps(by, v, _mm256_maskload_ps(y + i, mask)));
     }
 }
 
@@ -886,9 +847,7 @@ static void softcap(float *x, float cap, size_t n) {
     k->decode[FMT] = decode_##fmt
 #define BIND_ROW(FMT, fmt)                                                                         \
     k->mul[FMT] = k->mul_exact[FMT] = mul_##fmt;                                                   \
-    k->decode[FMT] = decode_##fmt;                                                                 \
-    k->dot[FMT] = dot_##fmt;                                                                       \
-    k->axpy[FMT] = axpy_##fmt
+    k->decode[FMT] = decode_##fmt
 
 /* What the registers hold does not matter. */
 static uint64_t peak(uint32_t n) {
@@ -940,7 +899,7 @@ void kern_use_avx2(struct kern *k) {
     kern_pack_avx2(k);
     kern_attn_avx2(k);
     k->quantize = quantize;
-    k->to_f16 = to_f16;
+    k->axpy = axpy;
     k->rmsnorm = rmsnorm;
     k->geglu = geglu;
     k->softmax = softmax;

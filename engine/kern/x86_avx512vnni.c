@@ -543,31 +543,12 @@ INLINE void decode_quant(struct form f, const uint8_t *w, float *dst, size_t n) 
     }
 }
 
-INLINE float dot_row(load_fn *load, const uint8_t *a, const float *b, size_t n) {
-    __m512 sum[4];
-    size_t i = 0;
-
-    for (int j = 0; j < 4; j++)
-        sum[j] = _mm512_setzero_ps();
-    for (; i + 64 <= n; i += 64)
-        for (size_t j = 0; j < 4; j++)
-            sum[j] = _mm512_fmadd_ps(load(a, i + 16 * j, 0xffff), _mm512_loadu_ps(b + i + 16 * j),
-                                     sum[j]);
-    for (; i < n; i += 16) {
-        __mmask16 mask = first(n - i);
-
-        sum[0] = _mm512_fmadd_ps(load(a, i, mask), _mm512_maskz_loadu_ps(mask, b + i), sum[0]);
-    }
-
-    return hsum(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
-}
-
-INLINE void axpy_row(load_fn *load, float s, const uint8_t *x, float *y, size_t n) {
+static void axpy(float s, const float *x, float *y, size_t n) {
     for (size_t i = 0; i < n; i += 16) {
         __mmask16 mask = first(n - i);
-        __m512 v = _mm512_maskz_loadu_ps(mask, y + i);
+        __m512 v = _mm512_maskz_loadu_ps(mask, x + i);
 
-        v = _mm512_fmadd_ps(_mm512_set1_ps(s), load(x, i, mask), v);
+        v = _mm512_fmadd_ps(_mm512_set1_ps(s), v, _mm512_maskz_loadu_ps(mask, y + i));
         _mm512_mask_storeu_ps(y + i, mask, v);
     }
 }
@@ -602,12 +583,6 @@ QUANT_ENTRIES(mxfp4,  12,  false, false, 17, 136)
     static void mul_##fmt(const void *w, size_t w_stride, uint32_t n_out, uint32_t n_col,          \
                           const struct kern_rows *x, float *y, size_t y_stride) {                  \
         mul_float(load_##fmt, w, w_stride, n_out, n_col, x, y, y_stride);                          \
-    }                                                                                              \
-    static float dot_##fmt(const void *a, const float *b, size_t n) {                              \
-        return dot_row(load_##fmt, a, b, n);                                                       \
-    }                                                                                              \
-    static void axpy_##fmt(float s, const void *x, float *y, size_t n) {                           \
-        axpy_row(load_##fmt, s, x, y, n);                                                          \
     }
 
 ROW_ENTRIES(f32)
@@ -617,10 +592,7 @@ ROW_ENTRIES(bf16)
 #define BIND(FMT, fmt)                                                                             \
     k->mul[FMT] = mul_##fmt;                                                                       \
     k->decode[FMT] = decode_##fmt
-#define BIND_ROW(FMT, fmt)                                                                         \
-    k->mul[FMT] = k->mul_exact[FMT] = mul_##fmt;                                                   \
-    k->dot[FMT] = dot_##fmt;                                                                       \
-    k->axpy[FMT] = axpy_##fmt
+#define BIND_ROW(FMT, fmt) k->mul[FMT] = k->mul_exact[FMT] = mul_##fmt
 
 /* What the registers hold does not matter. */
 static uint64_t peak(uint32_t n) {
@@ -667,6 +639,7 @@ void kern_use_avx512vnni(struct kern *k) {
     BIND(QUANT_MXFP4, mxfp4);
     kern_pack_avx512vnni(k);
     kern_attn_avx512vnni(k);
+    k->axpy = axpy;
     k->peak = peak;
     k->read = read_all;
 }

@@ -218,8 +218,8 @@ static void mul_sum(const struct ops *ops, const struct ops_task *t, uint32_t be
 
         mul(ops, &t->w, begin, n, &x, scratch, n);
         for (uint32_t i = 0; i < n_m; i++)
-            ops->kern->axpy[QUANT_F32](t->weight[m + i], scratch + (size_t)i * n,
-                                       t->y + t->row[m + i] * t->y_stride + begin, n);
+            ops->kern->axpy(t->weight[m + i], scratch + (size_t)i * n,
+                            t->y + t->row[m + i] * t->y_stride + begin, n);
     }
 }
 
