@@ -13,9 +13,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef float32x4_t vf;
+typedef int32x4_t vi;
 
 /* Of 32 registers 24 hold sums. */
-enum { LANES = 4, WIDE_Q = 6, TALL_Q = 12, DOT_Q = 4, MIX_Q = 6 };
+enum { LANES = 4, WIDE_Q = 6, TALL_Q = 12, DOT_Q = 4, MIX_Q = 6, Q8_Q = 2, Q8_V = 4 };
 
 #define vf_zero()          vdupq_n_f32(0)
 #define vf_set1(x_)        vdupq_n_f32(x_)
@@ -29,6 +30,7 @@ enum { LANES = 4, WIDE_Q = 6, TALL_Q = 12, DOT_Q = 4, MIX_Q = 6 };
 #define vf_sum             vaddvq_f32
 #define vf_top             vmaxvq_f32
 #define vf_round           vrndnq_f32
+#define vf_of              vcvtq_f32_s32
 
 INLINE vf vf_f16(const uint16_t *p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
@@ -63,69 +65,16 @@ INLINE void vf_sum4(vf a, vf b, vf c, vf d, float *to) {
     vst1q_f32(to, vaddq_f32(vld1q_f32(to), vpaddq_f32(vpaddq_f32(a, b), vpaddq_f32(c, d))));
 }
 
-/* 16 positions, @n queries. */
-INLINE void score_q8_part(const int8_t *key, const uint16_t *scale, uint32_t dim, uint32_t t,
-                          const struct kern_rows *q, uint32_t m0, float *score, uint32_t n) {
-    vf sum[4][2];
-
-#pragma GCC unroll 4
-    for (uint32_t p = 0; p < 4; p++)
-#pragma GCC unroll 2
-        for (uint32_t m = 0; m < n; m++)
-            sum[p][m] = vf_zero();
-    for (uint32_t b = 0; b < dim / 32; b++) {
-        int32x4_t acc[4][2];
-
-#pragma GCC unroll 4
-        for (uint32_t p = 0; p < 4; p++)
-#pragma GCC unroll 2
-            for (uint32_t m = 0; m < n; m++)
-                acc[p][m] = vdupq_n_s32(0);
-        for (uint32_t i = b * 8; i < b * 8 + 8; i++)
-#pragma GCC unroll 4
-            for (uint32_t p = 0; p < 4; p++) {
-                int8x16_t k = vld1q_s8(key + ((size_t)t * (dim / 4) + i) * 64 + p * 16);
-
-#pragma GCC unroll 2
-                for (uint32_t m = 0; m < n; m++) {
-                    int32_t code;
-
-                    memcpy(&code, q->q + (m0 + m) * q->q_stride + i * 4, sizeof code);
-                    acc[p][m] = vdotq_s32(acc[p][m], k, vreinterpretq_s8_s32(vdupq_n_s32(code)));
-                }
-            }
-#pragma GCC unroll 4
-        for (uint32_t p = 0; p < 4; p++) {
-            vf d = vf_f16(scale + ((size_t)t * (dim / 32) + b) * 16 + p * 4);
-
-#pragma GCC unroll 2
-            for (uint32_t m = 0; m < n; m++)
-                sum[p][m] = vf_fma(vf_mul(vf_set1(q->d[(m0 + m) * (q->q_stride / 32) + b]), d),
-                                   vcvtq_f32_s32(acc[p][m]), sum[p][m]);
-        }
-    }
-#pragma GCC unroll 2
-    for (uint32_t m = 0; m < n; m++)
-#pragma GCC unroll 4
-        for (uint32_t p = 0; p < 4; p++)
-            vf_store(score + (size_t)(m0 + m) * KERN_KV_BLOCK + t * 16 + p * 4, sum[p][m]);
+INLINE vi vi_key(const int8_t *p) {
+    return vreinterpretq_s32_s8(vld1q_s8(p));
 }
 
-static void score_q8(const void *key, uint32_t dim, const struct kern_rows *q, float *score,
-                     const void *next, size_t n_next) {
-    const uint16_t *scale =
-        (const uint16_t *)(const void *)((const uint8_t *)key + (size_t)KERN_KV_BLOCK * dim);
+INLINE vi vi_start(int32_t s) {
+    return vdupq_n_s32(0);
+}
 
-    for (size_t i = 0; next && i < n_next; i += 64)
-        __builtin_prefetch((const char *)next + i);
-    for (uint32_t t = 0; t < 4; t++) {
-        uint32_t m = 0;
-
-        for (; m + 2 <= q->n_row; m += 2)
-            score_q8_part(key, scale, dim, t, q, m, score, 2);
-        if (m < q->n_row)
-            score_q8_part(key, scale, dim, t, q, m, score, 1);
-    }
+INLINE vi vi_dot(vi sum, vi key, int32_t code) {
+    return vdotq_s32(sum, vreinterpretq_s8_s32(key), vreinterpretq_s8_s32(vdupq_n_s32(code)));
 }
 
 #include "engine/kern/attn-vec.inc"

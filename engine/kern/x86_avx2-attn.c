@@ -13,9 +13,10 @@
 #define INLINE static inline __attribute__((always_inline))
 
 typedef __m256 vf;
+typedef __m256i vi;
 
 /* Of 16 registers 12 hold sums. */
-enum { LANES = 8, WIDE_Q = 2, TALL_Q = 6, DOT_Q = 2, MIX_Q = 2 };
+enum { LANES = 8, WIDE_Q = 2, TALL_Q = 6, DOT_Q = 2, MIX_Q = 2, Q8_Q = 2, Q8_V = 2 };
 
 #define vf_zero()        _mm256_setzero_ps()
 #define vf_set1(x_)      _mm256_set1_ps(x_)
@@ -27,6 +28,7 @@ enum { LANES = 8, WIDE_Q = 2, TALL_Q = 6, DOT_Q = 2, MIX_Q = 2 };
 #define vf_max           _mm256_max_ps
 #define vf_fma           _mm256_fmadd_ps
 #define vf_round(x_)     _mm256_round_ps(x_, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)
+#define vf_of            _mm256_cvtepi32_ps
 
 INLINE float vf_sum(vf x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -79,73 +81,21 @@ INLINE void vf_sum4(vf a, vf b, vf c, vf d, float *to) {
     _mm_storeu_ps(to, _mm_add_ps(_mm_loadu_ps(to), r));
 }
 
-/* 16 positions, @n queries. The product of signs goes to the query's codes, |key| stays unsigned:
- * both are at most 127, so that two products fit 16 bits. */
-INLINE void score_q8_part(const int8_t *key, const uint16_t *scale, uint32_t dim, uint32_t t,
-                          const struct kern_rows *q, uint32_t m0, float *score, uint32_t n) {
-    const __m256i one = _mm256_set1_epi16(1);
-    vf sum[2][2];
-
-#pragma GCC unroll 2
-    for (uint32_t m = 0; m < n; m++)
-        sum[0][m] = sum[1][m] = vf_zero();
-    for (uint32_t b = 0; b < dim / 32; b++) {
-        __m256i acc[2][2];
-
-#pragma GCC unroll 2
-        for (uint32_t m = 0; m < n; m++)
-            acc[0][m] = acc[1][m] = _mm256_setzero_si256();
-        for (uint32_t i = b * 8; i < b * 8 + 8; i++)
-#pragma GCC unroll 2
-            for (uint32_t p = 0; p < 2; p++) {
-                __m256i k = _mm256_loadu_si256(
-                    (const void *)(key + ((size_t)t * (dim / 4) + i) * 64 + p * 32));
-                __m256i size = _mm256_abs_epi8(k);
-
-#pragma GCC unroll 2
-                for (uint32_t m = 0; m < n; m++) {
-                    int32_t code;
-
-                    memcpy(&code, q->q + (m0 + m) * q->q_stride + i * 4, sizeof code);
-                    acc[p][m] = _mm256_add_epi32(
-                        acc[p][m],
-                        _mm256_madd_epi16(_mm256_maddubs_epi16(
-                                              size, _mm256_sign_epi8(_mm256_set1_epi32(code), k)),
-                                          one));
-                }
-            }
-#pragma GCC unroll 2
-        for (uint32_t p = 0; p < 2; p++) {
-            vf d = vf_f16(scale + ((size_t)t * (dim / 32) + b) * 16 + p * 8);
-
-#pragma GCC unroll 2
-            for (uint32_t m = 0; m < n; m++)
-                sum[p][m] = vf_fma(vf_mul(vf_set1(q->d[(m0 + m) * (q->q_stride / 32) + b]), d),
-                                   _mm256_cvtepi32_ps(acc[p][m]), sum[p][m]);
-        }
-    }
-#pragma GCC unroll 2
-    for (uint32_t m = 0; m < n; m++)
-#pragma GCC unroll 2
-        for (uint32_t p = 0; p < 2; p++)
-            vf_store(score + (size_t)(m0 + m) * KERN_KV_BLOCK + t * 16 + p * 8, sum[p][m]);
+INLINE vi vi_key(const int8_t *p) {
+    return _mm256_loadu_si256((const void *)p);
 }
 
-static void score_q8(const void *key, uint32_t dim, const struct kern_rows *q, float *score,
-                     const void *next, size_t n_next) {
-    const uint16_t *scale =
-        (const uint16_t *)(const void *)((const uint8_t *)key + (size_t)KERN_KV_BLOCK * dim);
+INLINE vi vi_start(int32_t s) {
+    return _mm256_setzero_si256();
+}
 
-    for (size_t i = 0; next && i < n_next; i += 64)
-        _mm_prefetch((const char *)next + i, _MM_HINT_T0);
-    for (uint32_t t = 0; t < 4; t++) {
-        uint32_t m = 0;
+/* The product of signs goes to the query's codes, |key| stays unsigned: both are at most 127, so
+ * that two products fit 16 bits. */
+INLINE vi vi_dot(vi sum, vi key, int32_t code) {
+    __m256i by = _mm256_sign_epi8(_mm256_set1_epi32(code), key);
+    __m256i two = _mm256_maddubs_epi16(_mm256_abs_epi8(key), by);
 
-        for (; m + 2 <= q->n_row; m += 2)
-            score_q8_part(key, scale, dim, t, q, m, score, 2);
-        if (m < q->n_row)
-            score_q8_part(key, scale, dim, t, q, m, score, 1);
-    }
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(two, _mm256_set1_epi16(1)));
 }
 
 #include "engine/kern/attn-vec.inc"
