@@ -42,6 +42,7 @@ uint32_t kern_cpu(void) {
              ? CPU_AVX512
              : 0;
     f |= __builtin_cpu_supports("avx512vnni") ? CPU_VNNI : 0;
+    f |= __builtin_cpu_supports("avx512bf16") ? CPU_BF16 : 0;
     f |= f & CPU_AVX2 && has_avxvnni() ? CPU_AVXVNNI : 0;
 #elif defined(__aarch64__)
     f |= CPU_NEON;

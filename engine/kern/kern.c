@@ -14,6 +14,9 @@ const struct kern_tier kern_tiers[] = {
 #ifdef KERN_HAVE_AVX512VNNI
     { "avx512vnni", CPU_AVX2 | CPU_FMA | CPU_AVX512 | CPU_VNNI, kern_use_avx512vnni },
 #endif
+#ifdef KERN_HAVE_AVX512BF16
+    { "avx512bf16", CPU_AVX2 | CPU_FMA | CPU_AVX512 | CPU_VNNI | CPU_BF16, kern_use_avx512bf16 },
+#endif
 #ifdef KERN_HAVE_NEON
     { "neon",       CPU_NEON | CPU_DOTPROD,                     kern_use_neon       },
 #endif

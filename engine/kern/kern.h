@@ -29,6 +29,7 @@ enum {
     CPU_NEON = 1u << 4,
     CPU_DOTPROD = 1u << 5,
     CPU_AVXVNNI = 1u << 6, /* vpdpbusd on ymm registers without AVX-512 */
+    CPU_BF16 = 1u << 7,    /* AVX512_BF16 */
 };
 
 #define KERN_RTOL 1e-5f /* of sum |w*x|; summation order differs between tiers */
@@ -147,4 +148,5 @@ void kern_use_generic(struct kern *k);
 void kern_use_avx2(struct kern *k);
 void kern_use_avxvnni(struct kern *k);
 void kern_use_avx512vnni(struct kern *k);
+void kern_use_avx512bf16(struct kern *k);
 void kern_use_neon(struct kern *k);
