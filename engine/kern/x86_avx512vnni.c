@@ -25,6 +25,12 @@ enum {
 
     UNIT = 256,
     UNIT_BYTES = 272, /* of eight blocks of 32, at most: Q8_0 */
+
+    /* of float weights */
+    F_R = 4,       /* weight rows of a tile */
+    F_M = 3,       /* activation rows of a tile */
+    F_CHUNK = 24,  /* activation rows that share a look at the weights */
+    F_SPAN = 1024, /* columns */
 };
 
 /* element e = d[e / 16] * (q[e / 64][e % 64] - offset) + m[e / 16] */
@@ -462,51 +468,91 @@ INLINE __mmask16 first(size_t n) {
     return n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
 }
 
-INLINE void mul_float_tile(load_fn *load, const uint8_t *w, size_t w_stride, uint32_t n_r,
-                           uint32_t n_col, const float *x, size_t x_stride, uint32_t n_m, float *y,
-                           size_t y_stride) {
-    __m512 sum[4][2][2];
+/* @n columns, a multiple of 32, of F_R weight rows times @n_m activation rows, added to @sum. */
+INLINE void float_tile(load_fn *load, const uint8_t *w, size_t w_stride, const float *x,
+                       size_t x_stride, uint32_t n_m, uint32_t n, __m512 (*sum)[F_R][2]) {
+    __m512 s[F_M][F_R][2];
 
-    for (uint32_t i = 0; i < 16; i++)
-        sum[i / 4][i / 2 % 2][i % 2] = _mm512_setzero_ps();
-    for (uint32_t k = 0; k < n_col; k += 32)
+#pragma GCC unroll 24
+    for (uint32_t i = 0; i < n_m * F_R * 2; i++)
+        s[i / F_R / 2][i / 2 % F_R][i % 2] = sum[i / F_R / 2][i / 2 % F_R][i % 2];
+    for (uint32_t k = 0; k < n; k += 32)
+#pragma GCC unroll 2
         for (uint32_t h = 0; h < 2; h++) {
-            size_t i = k + 16 * h;
-            __mmask16 mask = i < n_col ? first(n_col - i) : 0;
+            __m512 v[F_M];
 
-            for (uint32_t r = 0; r < n_r; r++) {
-                __m512 v = load(w + r * w_stride, i, mask);
+#pragma GCC unroll 4
+            for (uint32_t m = 0; m < n_m; m++)
+                v[m] = _mm512_loadu_ps(x + m * x_stride + k + 16 * h);
+#pragma GCC unroll 4
+            for (uint32_t r = 0; r < F_R; r++) {
+                __m512 u = load(w + r * w_stride, k + 16 * h, 0xffff);
 
+#pragma GCC unroll 4
                 for (uint32_t m = 0; m < n_m; m++)
-                    sum[r][m][h] = _mm512_fmadd_ps(
-                        v, _mm512_maskz_loadu_ps(mask, x + m * x_stride + i), sum[r][m][h]);
+                    s[m][r][h] = _mm512_fmadd_ps(u, v[m], s[m][r][h]);
             }
         }
-    for (uint32_t r = 0; r < n_r; r++)
-        for (uint32_t m = 0; m < n_m; m++)
-            y[m * y_stride + r] = hsum(_mm512_add_ps(sum[r][m][0], sum[r][m][1]));
+#pragma GCC unroll 24
+    for (uint32_t i = 0; i < n_m * F_R * 2; i++)
+        sum[i / F_R / 2][i / 2 % F_R][i % 2] = s[i / F_R / 2][i / 2 % F_R][i % 2];
 }
 
-/* Tile shapes the compiler keeps in registers; the order within a sum is the same in all. */
-INLINE void mul_float(load_fn *load, const uint8_t *w, size_t w_stride, uint32_t n_out,
+/* The same for what does not fill a tile. */
+INLINE void float_rest(load_fn *load, const uint8_t *w, size_t w_stride, uint32_t n_r,
+                       const float *x, size_t x_stride, uint32_t n_m, uint32_t n,
+                       __m512 (*sum)[F_R][2]) {
+    for (uint32_t k = 0; k < n; k += 16) {
+        __mmask16 mask = first(n - k);
+
+        for (uint32_t r = 0; r < n_r; r++) {
+            __m512 u = load(w + r * w_stride, k, mask);
+
+            for (uint32_t m = 0; m < n_m; m++) {
+                __m512 *to = &sum[m][r][k / 16 % 2];
+
+                *to = _mm512_fmadd_ps(u, _mm512_maskz_loadu_ps(mask, x + m * x_stride + k), *to);
+            }
+        }
+    }
+}
+
+/* @n columns of @n_r weight rows times @n_m activation rows, added to @sum. The order within a sum
+ * is the same in all shapes. */
+INLINE void float_part(load_fn *load, size_t size, const uint8_t *w, size_t w_stride, uint32_t n_r,
+                       const float *x, size_t x_stride, uint32_t n_m, uint32_t n,
+                       __m512 (*sum)[F_R][2]) {
+    uint32_t whole = n_r == F_R ? n / 32 * 32 : 0, m = 0;
+
+    for (; m + 3 <= n_m; m += 3)
+        float_tile(load, w, w_stride, x + m * x_stride, x_stride, 3, whole, sum + m);
+    if (n_m - m == 2)
+        float_tile(load, w, w_stride, x + m * x_stride, x_stride, 2, whole, sum + m);
+    else if (n_m - m == 1)
+        float_tile(load, w, w_stride, x + m * x_stride, x_stride, 1, whole, sum + m);
+    if (whole < n)
+        float_rest(load, w + whole * size, w_stride, n_r, x + whole, x_stride, n_m, n - whole, sum);
+}
+
+/* F_SPAN columns of F_R weight rows stay in the L1 while all activation rows of a chunk, which stay
+ * in the L2, go past. */
+INLINE void mul_float(load_fn *load, size_t size, const uint8_t *w, size_t w_stride, uint32_t n_out,
                       uint32_t n_col, const struct kern_rows *x, float *y, size_t y_stride) {
-    uint32_t n_r, n_m;
+    __m512 sum[F_CHUNK][F_R][2];
 
-    for (uint32_t o = 0; o < n_out; o += n_r) {
-        const uint8_t *row = w + o * w_stride;
-
-        n_r = n_out - o < 4 ? n_out - o : 4;
-        for (uint32_t m = 0; m < x->n_row; m += n_m) {
-            const float *f = x->f + m * x->f_stride;
-            float *to = y + m * y_stride + o;
-
-            n_m = x->n_row - m < 2 ? 1 : 2;
-            if (n_r == 4 && n_m == 2)
-                mul_float_tile(load, row, w_stride, 4, n_col, f, x->f_stride, 2, to, y_stride);
-            else if (n_r == 4)
-                mul_float_tile(load, row, w_stride, 4, n_col, f, x->f_stride, 1, to, y_stride);
-            else
-                mul_float_tile(load, row, w_stride, n_r, n_col, f, x->f_stride, n_m, to, y_stride);
+    for (uint32_t m0 = 0, n_m; m0 < x->n_row; m0 += n_m) {
+        n_m = x->n_row - m0 < F_CHUNK ? x->n_row - m0 : F_CHUNK;
+        for (uint32_t o = 0, n_r; o < n_out; o += n_r) {
+            n_r = n_out - o < F_R ? n_out - o : F_R;
+            memset(sum, 0, n_m * sizeof *sum);
+            for (uint32_t k = 0; k < n_col; k += F_SPAN)
+                float_part(load, size, w + o * w_stride + k * size, w_stride, n_r,
+                           x->f + m0 * x->f_stride + k, x->f_stride, n_m,
+                           n_col - k < F_SPAN ? n_col - k : F_SPAN, sum);
+            for (uint32_t m = 0; m < n_m; m++)
+                for (uint32_t r = 0; r < n_r; r++)
+                    y[(m0 + m) * y_stride + o + r] =
+                        hsum(_mm512_add_ps(sum[m][r][0], sum[m][r][1]));
         }
     }
 }
@@ -579,15 +625,15 @@ QUANT_ENTRIES(iq4_xs, 128, false, false, 0,  136)
 QUANT_ENTRIES(mxfp4,  12,  false, false, 17, 136)
 /* clang-format on */
 
-#define ROW_ENTRIES(fmt)                                                                           \
+#define ROW_ENTRIES(fmt, type)                                                                     \
     static void mul_##fmt(const void *w, size_t w_stride, uint32_t n_out, uint32_t n_col,          \
                           const struct kern_rows *x, float *y, size_t y_stride) {                  \
-        mul_float(load_##fmt, w, w_stride, n_out, n_col, x, y, y_stride);                          \
+        mul_float(load_##fmt, sizeof(type), w, w_stride, n_out, n_col, x, y, y_stride);            \
     }
 
-ROW_ENTRIES(f32)
-ROW_ENTRIES(f16)
-ROW_ENTRIES(bf16)
+ROW_ENTRIES(f32, float)
+ROW_ENTRIES(f16, uint16_t)
+ROW_ENTRIES(bf16, uint16_t)
 
 #define BIND(FMT, fmt)                                                                             \
     k->mul[FMT] = mul_##fmt;                                                                       \
