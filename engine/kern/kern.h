@@ -48,7 +48,8 @@ enum {
  *   d   f32 [n_row][q_stride / 32]
  *   s   i16 [n_row][q_stride / 16]            s[k / 16] = sum of 16 q
  * q_stride is a multiple of KERN_BLOCK; elements past the row's end are 0. Rows are 64-byte
- * aligned. A form that a call does not read may be NULL. */
+ * aligned. A form that a call does not read may be NULL.
+ *   next   weights that are read after this call's, so that they are on their way; NULL: unknown */
 struct kern_rows {
     uint32_t n_row;
     const float *f;
@@ -57,6 +58,7 @@ struct kern_rows {
     const float *d;
     const int16_t *s;
     size_t q_stride;
+    const void *next;
 };
 
 /* y[m][o] = sum_k w[o][k] * x[m][k]     o < n_out, k < n_col, m < x->n_row

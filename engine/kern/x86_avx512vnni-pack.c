@@ -34,6 +34,7 @@ enum {
     R = 16,         /* rows of a group */
     N_G = 2,        /* groups that share a broadcast of activations */
     N_M = 6,        /* activation rows of a tile */
+    N_TALL = 8,     /* the same of one group */
     N_CHUNK = 64,   /* activation rows that go through all weights together; they stay in the L2 */
     N_TERM = 16384, /* numbers prepared at once: 2048 columns or more */
     SPAN = 256,     /* columns unpacked at once */
@@ -361,7 +362,7 @@ INLINE __m512i dot4(__m512i sum, const __m512i *q, const int8_t *x) {
 
 /* What one activation row adds to @sum of @n_g groups. @q, @term: its step; @i: that of a block */
 INLINE void add_row(struct form f, bool raw, uint32_t i, const struct step *u, uint32_t n_g,
-                    const int8_t *q, const int32_t *term, __m512 (*sum)[N_M], uint32_t at) {
+                    const int8_t *q, const int32_t *term, __m512 (*sum)[N_TALL], uint32_t at) {
     const bool odd = raw && f.upper == UPPER_ODD && i % 2, half = raw && f.upper == UPPER_HALF;
     const __m512i zero = _mm512_setzero_si512();
     __m512i start = f.offset ? spread(term + 1) : zero;
@@ -392,7 +393,7 @@ INLINE void add_row(struct form f, bool raw, uint32_t i, const struct step *u, u
 }
 
 /* Sums of @n_m activation rows, to and from memory. */
-INLINE void load_sums(__m512 (*s)[N_M], uint32_t n_g, uint32_t n_m, bool zero, const float *y,
+INLINE void load_sums(__m512 (*s)[N_TALL], uint32_t n_g, uint32_t n_m, bool zero, const float *y,
                       size_t y_stride) {
 #pragma GCC unroll 8
     for (uint32_t m = 0; m < n_m; m++)
@@ -401,7 +402,7 @@ INLINE void load_sums(__m512 (*s)[N_M], uint32_t n_g, uint32_t n_m, bool zero, c
             s[g][m] = zero ? _mm512_setzero_ps() : _mm512_loadu_ps(y + m * y_stride + g * R);
 }
 
-INLINE void store_sums(__m512 (*s)[N_M], uint32_t n_g, uint32_t n_m, float *y, size_t y_stride) {
+INLINE void store_sums(__m512 (*s)[N_TALL], uint32_t n_g, uint32_t n_m, float *y, size_t y_stride) {
 #pragma GCC unroll 8
     for (uint32_t m = 0; m < n_m; m++)
 #pragma GCC unroll 2
@@ -421,22 +422,22 @@ INLINE void fetch(const uint8_t *p, size_t group, uint32_t n_g, uint32_t from, u
 }
 
 /* @n steps of @n_g groups, @group bytes apart, times @n_m activation rows: unpacked in registers.
+ * @follow: what is read after them, of the first group
  * @keep:   NULL, or where the unpacked steps are left for kept_tile()
  * @zero:   @y is set, not added to */
-INLINE void tile(struct form f, const uint8_t *w, size_t group, uint32_t n_g, uint32_t n,
-                 struct acts a, uint32_t n_m, struct step (*keep)[N_G], bool zero, float *y,
-                 size_t y_stride) {
+INLINE void tile(struct form f, const uint8_t *w, const uint8_t *follow, size_t group, uint32_t n_g,
+                 uint32_t n, struct acts a, uint32_t n_m, struct step (*keep)[N_G], bool zero,
+                 float *y, size_t y_stride) {
     const uint32_t per_block = f.block / STEP, size = R * f.size / per_block;
     const uint32_t share = n_m ? ((size + 63) / 64 + n_m - 1) / n_m * 64 : 0; /* to fetch */
     const bool raw = !keep && (n_m <= 2 || f.upper == UPPER_ODD);
-    __m512 sum[N_G][N_M];
+    __m512 sum[N_G][N_TALL];
 
     load_sums(sum, n_g, n_m, zero, y, y_stride);
     for (uint32_t k = 0; k < n; k += per_block, w += per_block * size) {
-        const uint8_t *ahead = w + AHEAD;
+        uint32_t left = (n - k) * size;
+        const uint8_t *ahead = left > AHEAD ? w + AHEAD : follow + (AHEAD - left);
 
-        if ((n - k) * size <= AHEAD) /* there the other group begins, which is read already */
-            ahead += (n_g - 1) * group;
 #pragma GCC unroll 8
         for (uint32_t i = 0; i < per_block; i++, a.q += STEP, a.term += n_term(f)) {
             struct step u[N_G];
@@ -461,6 +462,13 @@ INLINE void tile(struct form f, const uint8_t *w, size_t group, uint32_t n_g, ui
     store_sums(sum, n_g, n_m, y, y_stride);
 }
 
+/* The same for more rows: what two groups need does not fit the registers. */
+INLINE void tall(struct form f, const uint8_t *w, const uint8_t *follow, size_t group, uint32_t n_g,
+                 uint32_t n, struct acts a, uint32_t n_m, bool zero, float *y, size_t y_stride) {
+    for (uint32_t g = 0; g < n_g; g++, w += group, y += R)
+        tile(f, w, g + 1 < n_g ? w + group : follow, group, 1, n, a, n_m, NULL, zero, y, y_stride);
+}
+
 /* Steps of @n_g groups, unpacked in memory, and how activation rows meet them: in @n_tile tiles of
  * @n_m rows, the last @n_more of them of one more. */
 struct kept {
@@ -479,7 +487,7 @@ INLINE void kept_tile(struct form f, const struct kept *w, uint32_t n_g, struct 
     const struct step(*u)[N_G] = w->u, (*end)[N_G] = u + w->n;
     const uint8_t *next = w->next;
     const size_t size = w->size, group = w->group;
-    __m512 s[N_G][N_M], t[N_G][N_M];
+    __m512 s[N_G][N_TALL], t[N_G][N_M];
 
     load_sums(s, n_g, n_m, false, y, y_stride);
     for (; u < end; u++, next += size, a.q += STEP, a.term += n_term(f)) {
@@ -573,8 +581,9 @@ KEPT(m, .has_m = true)
 KEPT(16, .offset = 1, .d_16 = true)
 
 /* As tile(), for many rows: 256 columns are unpacked once, to the L1, and meet all of them. */
-INLINE void tiles(struct form f, const uint8_t *w, size_t group, uint32_t n_g, uint32_t n_step,
-                  struct acts a, uint32_t n_m, bool zero, float *y, size_t y_stride) {
+INLINE void tiles(struct form f, const uint8_t *w, const uint8_t *follow, size_t group,
+                  uint32_t n_g, uint32_t n_step, struct acts a, uint32_t n_m, bool zero, float *y,
+                  size_t y_stride) {
     const uint32_t size = R * f.size / (f.block / STEP);
     const uint32_t rest = n_m - f.first, most = f.d_16 ? 4 : N_M, n_tile = (rest + most - 1) / most;
     struct kept kept = {
@@ -599,8 +608,8 @@ INLINE void tiles(struct form f, const uint8_t *w, size_t group, uint32_t n_g, u
 
         kept.u = u;
         kept.n = n;
-        kept.next = w + n * size + (k + n < n_step ? 0 : (n_g - 1) * group);
-        tile(f, w, group, n_g, n, a, f.first, u, false, sum[0], N_G * R);
+        kept.next = k + n < n_step ? w + n * size : follow;
+        tile(f, w, kept.next, group, n_g, n, a, f.first, u, false, sum[0], N_G * R);
         b.q += f.first * a.q_stride;
         b.term += f.first * a.term_stride;
         if (f.d_16)
@@ -618,22 +627,27 @@ INLINE void tiles(struct form f, const uint8_t *w, size_t group, uint32_t n_g, u
 }
 
 /* All activation rows of @a, N_CHUNK at most, times a constant number of groups. */
-INLINE void mul_groups(struct form f, const uint8_t *w, size_t group, uint32_t n_g, uint32_t n,
-                       struct acts a, uint32_t n_m, bool zero, float *y, size_t y_stride) {
+INLINE void mul_groups(struct form f, const uint8_t *w, const uint8_t *follow, size_t group,
+                       uint32_t n_g, uint32_t n, struct acts a, uint32_t n_m, bool zero, float *y,
+                       size_t y_stride) {
     // clang-format off
     switch (n_m) {
-    case 1: tile(f, w, group, n_g, n, a, 1, NULL, zero, y, y_stride); break;
-    case 2: tile(f, w, group, n_g, n, a, 2, NULL, zero, y, y_stride); break;
-    case 3: tile(f, w, group, n_g, n, a, 3, NULL, zero, y, y_stride); break;
-    case 4: tile(f, w, group, n_g, n, a, 4, NULL, zero, y, y_stride); break;
-    default: tiles(f, w, group, n_g, n, a, n_m, zero, y, y_stride);
+    case 1: tile(f, w, follow, group, n_g, n, a, 1, NULL, zero, y, y_stride); break;
+    case 2: tile(f, w, follow, group, n_g, n, a, 2, NULL, zero, y, y_stride); break;
+    case 3: tile(f, w, follow, group, n_g, n, a, 3, NULL, zero, y, y_stride); break;
+    case 4: tile(f, w, follow, group, n_g, n, a, 4, NULL, zero, y, y_stride); break;
+    case 5: tall(f, w, follow, group, n_g, n, a, 5, zero, y, y_stride); break;
+    case 6: tall(f, w, follow, group, n_g, n, a, 6, zero, y, y_stride); break;
+    case 7: tall(f, w, follow, group, n_g, n, a, 7, zero, y, y_stride); break;
+    case 8: tall(f, w, follow, group, n_g, n, a, 8, zero, y, y_stride); break;
+    default: tiles(f, w, follow, group, n_g, n, a, n_m, zero, y, y_stride);
     }
     // clang-format on
 }
 
 INLINE void mul_packed(struct form f, const uint8_t *w, size_t w_stride, uint32_t n_out,
                        uint32_t n_col, const struct kern_rows *x, float *y, size_t y_stride) {
-    const size_t group = R * w_stride;
+    const size_t group = R * w_stride, size = R * f.size / (f.block / STEP);
     int32_t term[N_TERM];
 
     for (uint32_t m = 0; m < x->n_row; m += N_CHUNK) {
@@ -641,18 +655,27 @@ INLINE void mul_packed(struct form f, const uint8_t *w, size_t w_stride, uint32_
         uint32_t most = N_TERM / n_m / n_term(f) / 8 * 8;
 
         for (uint32_t k = 0; k < n_col / STEP; k += n) {
-            const uint8_t *from = w + k * (R * f.size / (f.block / STEP));
+            const uint8_t *from = w + k * size, *next = x->next;
             struct acts a = { x->q + m * x->q_stride + k * STEP, term, x->q_stride, 0 };
             float *to = y + m * y_stride;
-            uint32_t o = 0;
 
             n = n_col / STEP - k < most ? n_col / STEP - k : most;
             a.term_stride = (n + 7) / 8 * 8 * n_term(f);
             prepare(f, x, m, n_m, k * STEP, n, term);
-            for (; o + 2 * R <= n_out; o += 2 * R)
-                mul_groups(f, from + o * w_stride, group, 2, n, a, n_m, k == 0, to + o, y_stride);
-            if (o < n_out)
-                mul_groups(f, from + o * w_stride, group, 1, n, a, n_m, k == 0, to + o, y_stride);
+            if (k + n < n_col / STEP)
+                next = from + n * size;
+            else if (m + n_m < x->n_row)
+                next = w;
+            for (uint32_t o = 0; o < n_out; o += N_G * R, from += N_G * group) {
+                const uint8_t *follow = o + N_G * R < n_out ? from + N_G * group : next;
+
+                if (!follow)
+                    follow = from; /* it is in the cache */
+                if (o + R < n_out)
+                    mul_groups(f, from, follow, group, 2, n, a, n_m, k == 0, to + o, y_stride);
+                else
+                    mul_groups(f, from, follow, group, 1, n, a, n_m, k == 0, to + o, y_stride);
+            }
         }
     }
 }

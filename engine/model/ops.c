@@ -160,6 +160,11 @@ static const uint8_t *rows_at(const struct ops_mat *m, uint32_t row) {
     return p->data + (row - first) * m->stride;
 }
 
+/* The same for the row behind some of @m's; NULL when there is none. */
+static const uint8_t *rows_after(const struct ops_mat *m, uint32_t row) {
+    return row < m->n_out ? rows_at(m, row) : NULL;
+}
+
 void ops_mat_row(const struct kern *k, const struct ops_mat *m, uint32_t row, float *ret) {
     uint32_t i = m->pack ? row % m->pack->n_row : 0;
     const uint8_t *data = rows_at(m, row - i);
@@ -175,12 +180,14 @@ static size_t row_cost(const struct ops_mat *w, uint32_t n_row) {
     return w->stride + (size_t)w->n_col * n_row / OPS_MAC_PER_BYTE;
 }
 
+/* @next: see struct kern_rows */
 static void mul(const struct ops *ops, const struct ops_mat *w, uint32_t begin, uint32_t n,
-                const struct kern_rows *x, float *y, size_t y_stride) {
+                struct kern_rows x, const void *next, float *y, size_t y_stride) {
     const struct kern *k = ops->kern;
     kern_mul_fn *fn = w->pack ? w->pack->mul : ops->exact ? k->mul_exact[w->fmt] : k->mul[w->fmt];
 
-    fn(rows_at(w, begin), w->stride, n, w->n_col, x, y, y_stride);
+    x.next = next;
+    fn(rows_at(w, begin), w->stride, n, w->n_col, &x, y, y_stride);
 }
 
 static struct kern_rows rows_from(const struct kern_rows *x, uint32_t first, uint32_t n) {
@@ -202,21 +209,21 @@ static void mul_glu(const struct ops *ops, const struct ops_task *t, uint32_t be
         struct kern_rows x = rows_from(&t->x, m, n_m);
         float *y = t->y + m * t->y_stride + begin;
 
-        mul(ops, &t->w, begin, n, &x, y, t->y_stride);
-        mul(ops, &t->w2, begin, n, &x, scratch, n);
+        mul(ops, &t->w, begin, n, x, rows_at(&t->w2, begin), y, t->y_stride);
+        mul(ops, &t->w2, begin, n, x, rows_after(&t->w, begin + n), scratch, n);
         for (uint32_t i = 0; i < n_m; i++, y += t->y_stride)
             ops->kern->geglu(y, scratch + (size_t)i * n, y, n);
     }
 }
 
-/* Output rows [begin, begin + n) of the sum's tasks from @t on. */
+/* Output rows [begin, begin + n) of one of a sum's tasks. @next: see struct kern_rows */
 static void mul_sum(const struct ops *ops, const struct ops_task *t, uint32_t begin, uint32_t n,
-                    float *scratch) {
+                    const void *next, float *scratch) {
     for (uint32_t m = 0; m < t->x.n_row; m += OPS_CHUNK) {
         uint32_t n_m = t->x.n_row - m < OPS_CHUNK ? t->x.n_row - m : OPS_CHUNK;
         struct kern_rows x = rows_from(&t->x, m, n_m);
 
-        mul(ops, &t->w, begin, n, &x, scratch, n);
+        mul(ops, &t->w, begin, n, x, next, scratch, n);
         for (uint32_t i = 0; i < n_m; i++)
             ops->kern->axpy(t->weight[m + i], scratch + (size_t)i * n,
                             t->y + t->row[m + i] * t->y_stride + begin, n);
@@ -254,7 +261,8 @@ static void product_rows(struct ops *ops, const struct ops_task *t, uint32_t beg
 
     if (!t->w2.data) {
         await(ops, t);
-        mul(ops, &t->w, begin, end - begin, &t->x, t->y + begin, t->y_stride);
+        mul(ops, &t->w, begin, end - begin, t->x, rows_after(&t->w, end), t->y + begin,
+            t->y_stride);
         for (uint32_t m = 0; m < t->x.n_row && t->softcap > 0; m++)
             ops->kern->softcap(t->y + m * t->y_stride + begin, t->softcap, end - begin);
         return;
@@ -275,8 +283,11 @@ static void sum_rows(struct ops *ops, const struct ops_task *t, uint32_t begin, 
         for (uint32_t r = 0; r < t->n_y; r++)
             memset(t->y + r * t->y_stride + begin, 0, n * sizeof *t->y);
         for (uint32_t i = 0; i < t->n_sum; i++) {
+            const void *next =
+                i + 1 < t->n_sum ? rows_at(&t[i + 1].w, begin) : rows_after(&t->w, begin + n);
+
             await(ops, &t[i]);
-            mul_sum(ops, &t[i], begin, n, scratch_of(ops, worker));
+            mul_sum(ops, &t[i], begin, n, next, scratch_of(ops, worker));
         }
     }
 }

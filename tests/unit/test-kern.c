@@ -491,6 +491,7 @@ static void check_pack_parts(int t, enum quant_fmt fmt, uint32_t n_col, uint32_t
         x.q = a.q + m0 * x.q_stride;
         x.d = a.d + m0 * x.q_stride / 32;
         x.s = a.s + m0 * x.q_stride / 16;
+        x.next = rnd() % 2 ? w : NULL;
         p->mul(w + g0 * group, size, n, n_col, &x, part, n);
         for (uint32_t m = 0; m < x.n_row; m++)
             if (memcmp(part + m * n, all + (m0 + m) * n_out + g0 * p->n_row, n * 4))
