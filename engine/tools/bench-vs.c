@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <json-c/json.h>
+#include <sched.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdarg.h>
@@ -22,8 +23,9 @@ enum { LINE_MAX_SIZE = 64 << 10, END_SEC = 10 /* to end by itself once its input
 
 struct bench_vs {
     const char *command, *model;
-    pid_t pid;    /* 0: does not run */
-    int to, from; /* its input, its output */
+    cpu_set_t cpus; /* it may use: more than this thread, once that is a worker */
+    pid_t pid;      /* 0: does not run */
+    int to, from;   /* its input, its output */
     char line[LINE_MAX_SIZE];
     size_t n_line; /* bytes in it */
 };
@@ -49,6 +51,8 @@ int bench_vs_new(struct bench_vs **ret_vs, const char *command, const char *mode
     v->command = command;
     v->model = model;
     v->to = v->from = -1;
+    if (sched_getaffinity(0, sizeof v->cpus, &v->cpus) < 0)
+        memset(&v->cpus, 0xff, sizeof v->cpus);
     *ret_vs = v;
     return 0;
 }
@@ -120,6 +124,7 @@ static int start(struct bench_vs *v, const struct bench_measure *m, struct why *
     posix_spawn_file_actions_t act;
     posix_spawnattr_t attr;
     sigset_t none, dflt;
+    cpu_set_t own;
     int fd[2], r;
 
     tell(v, m);
@@ -145,7 +150,10 @@ static int start(struct bench_vs *v, const struct bench_measure *m, struct why *
     (void)posix_spawnattr_setsigdefault(&attr, &dflt);
     (void)posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK |
                                               POSIX_SPAWN_SETSIGDEF);
+    (void)sched_getaffinity(0, sizeof own, &own);
+    (void)sched_setaffinity(0, sizeof v->cpus, &v->cpus);
     r = posix_spawn(&v->pid, "/bin/sh", &act, &attr, (char *const *)(uintptr_t)argv, environ);
+    (void)sched_setaffinity(0, sizeof own, &own);
     (void)posix_spawn_file_actions_destroy(&act);
     (void)posix_spawnattr_destroy(&attr);
     if (r != 0)
