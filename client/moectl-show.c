@@ -133,6 +133,8 @@ int verb_status(struct ctl *c) {
     (void)printf("%12s: %s", "Memory", ctl_bytes(uint_of(memory, "resident")));
     (void)printf(" (weights %s, context %s)\n", ctl_bytes(uint_of(memory, "weights")),
                  ctl_bytes(uint_of(memory, "kv")));
+    if (moe_get(v, "weights"))
+        (void)printf("%12s: from the model's %s\n", "Weights", text_of(v, "weights"));
     (void)printf("%12s: %ju, ", "Threads", (uintmax_t)uint_of(v, "threads"));
     put(c, text_of(v, "tier"));
     if (moe_size(moe_get(v, "shards")) > 1)

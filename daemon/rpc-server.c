@@ -103,13 +103,14 @@ static void pack_shards(const struct models *m, msgpack_packer *p) {
 int rpc_server_status(struct rpc_call *c) {
     struct models *m = c->server->models;
     const char *model = models_resident(m);
+    const struct model_info *info = models_info(m);
     bool failed = model && models_state(m, model) == MODELS_FAILED;
     bool loading = model && models_state(m, model) == MODELS_LOADING;
     msgpack_packer *p = &c->reply->result_pk;
     struct engine_status st;
 
     models_engine(m, &st);
-    msgpack_pack_map(p, 11u + (model != NULL) + failed + loading);
+    msgpack_pack_map(p, 11u + (model != NULL) + (info != NULL) + failed + loading);
     rpc_pack_str(p, "state", metrics_state(c->server));
     if (failed)
         rpc_pack_str(p, "reason", models_reason(m));
@@ -118,6 +119,8 @@ int rpc_server_status(struct rpc_call *c) {
     rpc_pack_uint(p, "uptime_us", clock_usec() - c->server->started_usec);
     if (model)
         rpc_pack_str(p, "model", model);
+    if (info)
+        rpc_pack_str(p, "weights", info->from_image ? "image" : "file");
     if (loading)
         rpc_pack_float(p, "progress",
                        st.bytes_total ? (double)st.bytes_done / (double)st.bytes_total : 0);

@@ -87,8 +87,8 @@ const struct rpc_method rpc_methods[] = {
     { "server.status", 1, 0,
       "",
       "{state: str, reason: str?, version: str, pid: uint, uptime_us: uint, model: str?, "
-      "progress: float?, memory: map, threads: uint, tier: str, queue: map, connections: uint, "
-      "tokens: map, shards: array}",
+      "weights: str?, progress: float?, memory: map, threads: uint, tier: str, queue: map, "
+      "connections: uint, tokens: map, shards: array}",
       "", "", false, rpc_server_status },
     { "template.apply", 1, 0,
       "messages:a thinking:b? generation:b?",

@@ -153,7 +153,7 @@ class Start(unittest.TestCase):
                     c.call("generate", prompt="x", model="five")
 
     def test_second_start_maps_the_weights(self):
-        answers, logs = [], []
+        answers, logs, source = [], [], []
         with tempfile.TemporaryDirectory() as d:
             for start in "packs", "maps", "may not":
                 config = f"cache-dir = {d}\n" + "cache-weights = no\n" * (start == "may not")
@@ -161,10 +161,12 @@ class Start(unittest.TestCase):
                     until(lambda: "loaded: " in moed.text(), "not loaded")
                     answers.append(c.call("generate", prompt="abc", max_tokens=8, temperature=0, logprobs=5))
                     logs.append(moed.text())
+                    source.append(c.call("server.status")["weights"])
                     if "weights as in the file" in logs[0]:
                         self.skipTest("this processor's kernels pack nothing")
                     if start == "packs":
                         until(lambda: list(pathlib.Path(d).glob("*.weights")), "no image")
+        self.assertEqual(source, ["file", "image", "file"])
         self.assertIn("weights packed", logs[0])
         self.assertIn("weights mapped from the cache", logs[1])
         self.assertIn("weights packed", logs[2])

@@ -364,7 +364,7 @@ class Usage(Case):
 
 
 class Others(Case):
-    STATUS = {"state": "ready", "version": "0.1.0", "pid": 1234, "uptime_us": 3725000000, "model": "tiny\x1b[2J",
+    STATUS = {"state": "ready", "version": "0.1.0", "pid": 1234, "uptime_us": 3725000000, "model": "tiny\x1b[2J", "weights": "image",
               "memory": {"resident": 3 << 30, "weights": 2 << 30, "kv": 1 << 30}, "threads": 8, "tier": "avx2",
               "queue": {"running": 1, "waiting": 2, "max": 9}, "connections": 3,
               "tokens": {"prompt": 10, "generated": 20},
@@ -374,7 +374,8 @@ class Others(Case):
         self.serve(returns("server.status", self.STATUS))
         out = self.moectl("status").stdout.decode()
         for line in ("State: ready", "process 1234, up 1 h 2 min", "3.0 GiB (weights 2.0 GiB, context 1.0 GiB)",
-                     "Threads: 8, avx2, 2 shards", "1 running, 2 waiting, 9 at most", "10 read, 20 generated"):
+                     "Weights: from the model's image", "Threads: 8, avx2, 2 shards",
+                     "1 running, 2 waiting, 9 at most", "10 read, 20 generated"):
             self.assertIn(line, out)
         self.assertEqual(json.loads(self.moectl("--json", "status").stdout), self.STATUS)
         self.check(self.moectl("status", "--no-pager", "-q"), 0)
