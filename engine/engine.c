@@ -15,7 +15,7 @@
 
 enum {
     ENGINE_N_EVENT = 256, /* slots of the event ring */
-    ENGINE_N_BATCH = 128, /* defaults */
+    ENGINE_N_BATCH = 512, /* defaults */
     ENGINE_N_QUEUE = 64,
     ENGINE_N_SEQ = 16,
     ENGINE_BOUND_USEC = 250000,

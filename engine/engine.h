@@ -52,7 +52,7 @@ struct engine_options {
     uint64_t kv_bytes;     /* bound of the K/V cache; 0: a quarter of memory */
     uint64_t kv_user;      /* of it for the jobs of one user; 0: all */
     uint32_t n_worker;     /* 0: one a usable core */
-    uint32_t n_batch;      /* prompt tokens a step; 0: 128 */
+    uint32_t n_batch;      /* prompt tokens a step; 0: 512 */
     uint32_t n_queue;      /* generations waiting at most, and text jobs as many; 0: 64 */
     uint32_t n_user;       /* jobs of one user, generations and text jobs each; 0: no limit */
     uint64_t user_bytes;   /* texts of all jobs of one user; 0: no limit */

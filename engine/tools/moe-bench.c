@@ -27,7 +27,7 @@ static const char usage_text[] =
     "  -d, --depth LIST    tokens the sequences hold before (0)\n"
     "  -t, --threads LIST  workers (one a usable core)\n"
     "  -r, --blocks N      blocks that count (5; with --vs 10), of twice as many at most\n"
-    "  -s, --step N        prompt tokens evaluated together at most (128)\n"
+    "  -s, --step N        prompt tokens evaluated together at most (512)\n"
     "      --busy          decode also with one spinning thread on every CPU\n"
     "      --vs COMMAND    time another engine in turn; up to 8 times\n"
     "      --answer        be such a command\n"
@@ -216,7 +216,7 @@ int main(int argc, char **argv) {
     struct bench_args args = {
         .prompt = 512,
         .gen = 16,
-        .step = 128,
+        .step = 512,
         .seed = 1,
         .batch = { 2, { 1, 8 } },
         .depth = { 1, { 0 } },
