@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+#include <inttypes.h>
 #include <linux/mempolicy.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -55,14 +58,36 @@ void mem_unmap(void *p, size_t size) {
         (void)munmap(p, size); /* the kernel rounds up to pages */
 }
 
-int mem_on_node(void *p, size_t size, uint32_t node) {
-    enum { WORD = 8 * sizeof(unsigned long), N_NODE = 1024 /* the kernel's most */ };
-    unsigned long mask[N_NODE / WORD] = { 0 };
+enum { WORD = 8 * sizeof(unsigned long), N_NODE = 1024 /* the kernel's most */ };
 
+/* The set that has @node alone. Return: 0, or -EINVAL. */
+static int make_mask(uint32_t node, unsigned long mask[N_NODE / WORD]) {
     if (node >= N_NODE)
         return err_new(-EINVAL);
+    memset(mask, 0, N_NODE / 8);
     mask[node / WORD] = 1ul << node % WORD;
+    return 0;
+}
+
+int mem_on_node(void *p, size_t size, uint32_t node) {
+    unsigned long mask[N_NODE / WORD];
+    int r = make_mask(node, mask);
+
+    if (r < 0)
+        return err_up(r);
     if (syscall(SYS_mbind, p, size, MPOL_PREFERRED, mask, N_NODE + 1ul, 0u) < 0)
+        return err_new(-errno);
+    return 0;
+}
+
+int mem_prefer_node(uint32_t node) {
+    unsigned long mask[N_NODE / WORD];
+    int r = node == MEM_ANY_NODE ? 0 : make_mask(node, mask);
+
+    if (r < 0)
+        return err_up(r);
+    if (syscall(SYS_set_mempolicy, node == MEM_ANY_NODE ? MPOL_DEFAULT : MPOL_PREFERRED,
+                node == MEM_ANY_NODE ? NULL : mask, N_NODE + 1ul) < 0)
         return err_new(-errno);
     return 0;
 }
@@ -80,4 +105,34 @@ int mem_put_fresh(void *p, size_t size) {
         return err_new(-errno);
     (void)madvise(p, size, MADV_HUGEPAGE);
     return 0;
+}
+
+/* Bytes that [@begin, @end) and [@p, @p + @size) have in common. */
+static uint64_t overlap(uintptr_t begin, uintptr_t end, uintptr_t p, size_t size) {
+    uintptr_t from = begin > p ? begin : p, to = end < p + size ? end : p + size;
+
+    return from < to ? to - from : 0;
+}
+
+/* Of every mapping there is a line with its range, and then some that say what its pages are. */
+uint64_t mem_huge(const void *p, size_t size) {
+    static const char *const kind[] = { "AnonHugePages", "ShmemPmdMapped", "FilePmdMapped" };
+    uint64_t kib, common = 0, sum = 0;
+    FILE *f = fopen("/proc/self/smaps", "re");
+    uintptr_t begin, end;
+    char line[512], key[32];
+
+    if (!f)
+        return 0;
+    while (fgets(line, sizeof line, f)) {
+        if (sscanf(line, "%" SCNxPTR "-%" SCNxPTR " ", &begin, &end) == 2)
+            common = overlap(begin, end, (uintptr_t)p, size);
+        if (!common || sscanf(line, "%31[A-Za-z]: %" SCNu64, key, &kib) != 2)
+            continue;
+        for (size_t i = 0; i < sizeof kind / sizeof *kind; i++)
+            if (strcmp(key, kind[i]) == 0)
+                sum += kib * 1024 < common ? kib * 1024 : common;
+    }
+    (void)fclose(f);
+    return sum;
 }

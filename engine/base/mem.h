@@ -36,9 +36,19 @@ void mem_unmap(void *p, size_t size);
  * refuses: then pages come from the node of whoever writes first. */
 int mem_on_node(void *p, size_t size, uint32_t node);
 
+/* Until the next call, pages that the calling thread is the first to need, a file's as well, come
+ * from node @node, or another when it has none; MEM_ANY_NODE: from the one it runs on.
+ * Return: 0, or -errno as above. */
+enum { MEM_ANY_NODE = INT32_MAX };
+int mem_prefer_node(uint32_t node);
+
 /* Put bytes [@at, @at + @size) of a file, read-only and shared, in the place of a part of a
  * mapping, or fresh pages again. Whoever reads there meanwhile sees what was there or what is.
  * @p, @at: page-aligned; with both at the same place in a huge page the kernel may use those
  * Return: 0 or -errno. */
 int mem_put_file(void *p, size_t size, int fd, uint64_t at);
 int mem_put_fresh(void *p, size_t size);
+
+/* Bytes of [@p, @p + @size) that huge pages hold now, at most: what the kernel joined to it counts as
+ * well, as far as it is no larger. 0 also when the kernel does not tell. */
+uint64_t mem_huge(const void *p, size_t size);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/base/mem.h"
 #include "engine/model/model-arch.h"
 
 static const struct model_arch *const model_archs[] = { &gemma4_arch };
@@ -121,6 +122,10 @@ bool model_shard(const struct model *m, uint32_t i, struct model_shard *ret) {
 
 const struct model_info *model_info(const struct model *m) {
     return &m->info;
+}
+
+uint64_t model_huge_bytes(const struct model *m) {
+    return m->weights.base ? mem_huge(m->weights.base, m->weights.size) : 0;
 }
 
 void model_kv_shape(const struct model *m, uint32_t n_seq, enum quant_fmt fmt,

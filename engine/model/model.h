@@ -90,6 +90,8 @@ struct model_shard {
 bool model_shard(const struct model *m, uint32_t i, struct model_shard *ret);
 
 const struct model_info *model_info(const struct model *m);
+/* Bytes of packed weights that are in huge pages now. */
+uint64_t model_huge_bytes(const struct model *m);
 
 /* The cache this model needs for @n_seq sequences. @ret->layer is borrowed from the model. */
 void model_kv_shape(const struct model *m, uint32_t n_seq, enum quant_fmt fmt,

@@ -75,6 +75,7 @@ static struct json_object *model_object(const struct bench *b) {
     put_int(o, "weight_bytes", m->weight_bytes);
     put_int(o, "token_bytes", m->token_bytes);
     put_int(o, "pack_bytes", m->pack_bytes);
+    put_int(o, "huge_bytes", b->info.huge_bytes);
     put_int(o, "step_bytes", m->step_bytes);
     return o;
 }

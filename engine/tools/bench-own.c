@@ -359,6 +359,7 @@ void bench_own_describe(const struct bench_own *o, struct bench_own_info *ret) {
         .model = *model_info(o->model),
         .peak_bytes = peak_bytes(),
         .kv_bytes = kvcache_n_touched(o->kv),
+        .huge_bytes = model_huge_bytes(o->model),
     };
     for (uint32_t i = 0; i < gguf_n_part(o->gguf); i++)
         ret->file_bytes += gguf_part_size(o->gguf, i);

@@ -175,7 +175,9 @@ static void print_head(const struct bench *b) {
     putchar('\n');
     printf("load            %.3f s\n", b->load_sec);
     if (m->pack_bytes)
-        printf("packed weights  %.3f GB, most as %s\n", (double)m->pack_bytes / 1e9, m->layout);
+        printf("packed weights  %.3f GB, most as %s, %.0f %% in huge pages\n",
+               (double)m->pack_bytes / 1e9, m->layout,
+               100 * (double)b->info.huge_bytes / (double)m->pack_bytes);
     else
         printf("packed weights  none\n");
     printf("peak memory     %.3f GB, %.3f of file and cache\n", (double)b->info.peak_bytes / 1e9,

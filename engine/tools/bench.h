@@ -118,6 +118,7 @@ struct bench_own_info {
     uint64_t file_bytes; /* of all parts */
     uint64_t peak_bytes; /* most memory this process had, file mappings included */
     uint64_t kv_bytes;   /* of the cache, as far as it was touched */
+    uint64_t huge_bytes; /* of packed weights in huge pages */
 };
 /* Of a model that is loaded. */
 void bench_own_describe(const struct bench_own *o, struct bench_own_info *ret);

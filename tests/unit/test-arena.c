@@ -136,6 +136,21 @@ static void test_mem(void **state) {
     mem_unmap(NULL, 1);
 }
 
+/* None before a page is written; then as many as the kernel gave, never more than there are. */
+static void test_mem_huge(void **state) {
+    const size_t size = 4 * MEM_HUGE;
+    void *p = NULL;
+
+    (void)state;
+    assert_int_equal(mem_map(size, true, &p), 0);
+    assert_int_equal(mem_huge(p, size), 0);
+    memset(p, 1, size);
+    assert_in_range(mem_huge(p, size), 0, size);
+    assert_in_range(mem_huge(p, MEM_HUGE), 0, MEM_HUGE);
+    mem_unmap(p, size);
+    assert_int_equal(mem_huge(NULL, 4096), 0); /* nothing is there */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_measure_then_place),
@@ -143,6 +158,7 @@ int main(void) {
         cmocka_unit_test(test_overflow),
         cmocka_unit_test(test_too_big_says_how_big),
         cmocka_unit_test(test_mem),
+        cmocka_unit_test(test_mem_huge),
     };
 
     return cmocka_run_group_tests_name("arena", tests, NULL, NULL);
