@@ -156,8 +156,8 @@ static int write_head(struct image *img, int fd) {
     return futimens(fd, time) < 0 || fsync(fd) < 0 ? err_new(-errno) : 0;
 }
 
-static int write_file(struct image *img, int fd, uint8_t *data, const atomic_bool *stop,
-                      struct why *why) {
+static int write_file(struct image *img, int fd, uint8_t *data, image_slab_fn *before, void *arg,
+                      const atomic_bool *stop, struct why *why) {
     int r = make_room(img, fd, why);
 
     if (r != 0)
@@ -167,6 +167,8 @@ static int write_file(struct image *img, int fd, uint8_t *data, const atomic_boo
 
         if (atomic_load_explicit(stop, memory_order_relaxed))
             return IMAGE_LEFT;
+        if (before)
+            before(arg, at);
         r = write_slab(img, fd, i, data + at, left < IMAGE_SLAB ? (size_t)left : IMAGE_SLAB);
     }
     if (r == 0)
@@ -174,7 +176,8 @@ static int write_file(struct image *img, int fd, uint8_t *data, const atomic_boo
     return r == 0 ? 0 : why_set(why, err_up(r), "%s: %s", img->name, strerror(-r));
 }
 
-int image_write(struct image *img, uint8_t *data, const atomic_bool *stop, struct why *why) {
+int image_write(struct image *img, uint8_t *data, image_slab_fn *before, void *arg,
+                const atomic_bool *stop, struct why *why) {
     AUTO(close) int fd = -1;
     char name[sizeof img->name + 4];
     int r;
@@ -185,7 +188,7 @@ int image_write(struct image *img, uint8_t *data, const atomic_bool *stop, struc
     if (r != 0)
         return r < 0 ? why_set(why, err_up(r), "%s: %s", name, strerror(-r)) : r;
 
-    r = write_file(img, fd, data, stop, why);
+    r = write_file(img, fd, data, before, arg, stop, why);
     if (r == 0 && renameat(img->dir_fd, name, img->dir_fd, img->name) < 0)
         r = why_set(why, err_new(-errno), "%s: %m", img->name);
     if (r == 0)

@@ -64,7 +64,7 @@ struct image_head {
 };
 
 struct image_tensor {
-    uint64_t name;   /* sum_bytes() of its name */
+    uint64_t name;   /* sum_bytes() of how tensors are cut for nodes, and its name */
     uint64_t at;     /* bytes from data_at */
     uint64_t size;   /* bytes */
     char layout[28]; /* see kern.h; NUL-padded */
@@ -104,14 +104,19 @@ bool image_slab_ok(const struct image *img, uint64_t i, const void *data, size_t
 /* Close it and remove it from the directory. */
 void image_drop(struct image *img);
 
+/* Called before slab [@at, ...) of the weights is written. */
+typedef void image_slab_fn(void *arg, uint64_t at);
+
 /**
  * image_write() - make the image of weights in memory, and let the file take their place
  * @data:       the weights, a mapping of mem_map(). Once a slab is on disk, the file is mapped over
  *              it, so weights are never twice in memory, and a later start finds the pages of the
  *              first. What was mapped stays so, even if the image comes to nothing.
+ * @before:     may be NULL
  * @stop:       looked at every slab
  *
  * Also removes images of models that are gone.
  * Return: 0, IMAGE_FULL, IMAGE_LEFT, or -errno with @why.
  */
-int image_write(struct image *img, uint8_t *data, const atomic_bool *stop, struct why *why);
+int image_write(struct image *img, uint8_t *data, image_slab_fn *before, void *arg,
+                const atomic_bool *stop, struct why *why);

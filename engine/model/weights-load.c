@@ -173,8 +173,11 @@ static int load_image(struct loader *l, const struct piece *p, size_t at, size_t
     int fd = image_fd(l->w->image, &data_at);
     bool cached = is_cached(fd, n, data_at + at);
     const uint8_t *to = l->w->base + at;
-    int r = page_in(to, n);
+    int r;
 
+    weights_prefer(l->w, at);
+    r = page_in(to, n);
+    weights_prefer_any(l->w);
     if (r < 0)
         return err_up(r);
     if (!cached && !image_slab_ok(l->w->image, at / IMAGE_SLAB, to, n))
@@ -437,5 +440,8 @@ int weights_load(struct weights *w, struct pool *pool, const struct weights_load
     if (r < 0)
         return why_set(why, err_up(r), "no memory for weights");
     w->mapped = false;
+    weights_bind(w);
+    if (w->unbound)
+        pool_run(pool, touch_pages, w);
     return load_once(w, pool, load, &damaged, why);
 }

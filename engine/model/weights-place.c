@@ -92,7 +92,7 @@ int weights_lay_out(struct weights *w, uint8_t *base) {
     if (r < 0)
         return err_up(r);
     for (uint32_t s = 0; s < w->plan->n_shard; s++) {
-        at = (at + MEM_HUGE - 1) & ~(size_t)(MEM_HUGE - 1); /* no page is on two nodes */
+        at = (at + IMAGE_SLAB - 1) & ~(size_t)(IMAGE_SLAB - 1); /* none is of two nodes */
         w->shard[s].at = at;
         for (uint32_t i = 0; i < gguf_n_tensor(w->gguf); i++)
             if (w->place[i].pack)
@@ -113,6 +113,21 @@ void weights_bind(struct weights *w) {
                                    w->plan->shard[s].node_os) < 0)
             w->unbound = true;
     }
+}
+
+void weights_prefer(const struct weights *w, uint64_t at) {
+    uint32_t s = w->plan->n_shard - 1;
+
+    if (s == 0)
+        return;
+    while (s > 0 && at < w->shard[s].at)
+        s--;
+    (void)mem_prefer_node(w->plan->shard[s].node_os);
+}
+
+void weights_prefer_any(const struct weights *w) {
+    if (w->plan->n_shard > 1)
+        (void)mem_prefer_node(MEM_ANY_NODE);
 }
 
 uint8_t *weights_group_at(const struct weights *w, const struct weights_place *p, uint64_t row,

@@ -32,10 +32,24 @@ void weights_deinit(struct weights *w) {
 
 /* ---- the image ---- */
 
+/* How weights are cut for several shards: another cut is another image. */
+static uint64_t sum_plan(const struct plan *p) {
+    const uint32_t number[] = { p->n_shard, p->n_worker, p->turns, p->step };
+    uint64_t sum = 0;
+
+    if (p->n_shard == 1)
+        return 0;
+    sum = sum_bytes(sum, number, sizeof number);
+    for (uint32_t s = 0; s < p->n_shard; s++)
+        sum = sum_bytes(sum, &p->shard[s].first, sizeof p->shard[s].first);
+    return sum;
+}
+
 /* What an image of the planned weights is. Return: 0, IMAGE_NONE, or -errno. */
 static int plan_image(struct weights *w, const char *dir) {
     uint32_t n = gguf_n_tensor(w->gguf), n_packed = 0;
     AUTO(free) struct image_tensor *tensor = calloc(n + 1, sizeof *tensor);
+    uint64_t cut = sum_plan(w->plan);
 
     if (!tensor)
         return err_new(-ENOMEM);
@@ -46,7 +60,7 @@ static int plan_image(struct weights *w, const char *dir) {
 
         if (!pack)
             continue;
-        *to = (struct image_tensor){ .name = sum_bytes(0, t->name, strlen(t->name)),
+        *to = (struct image_tensor){ .name = sum_bytes(cut, t->name, strlen(t->name)),
                                      .at = w->place[i].at,
                                      .size = t->size,
                                      .n_row = pack->n_row };
@@ -88,7 +102,7 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir) {
     r = weights_lay_out(w, w->base);
     if (r < 0)
         return err_up(r);
-    if (cache_dir && w->plan->n_shard == 1 && plan_image(w, cache_dir) == 0)
+    if (cache_dir && plan_image(w, cache_dir) == 0)
         map_image(w);
 
     w->large = w->size > max;
@@ -101,7 +115,8 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir) {
         w->size = 0;
         return WEIGHTS_LARGE;
     }
-    weights_bind(w);
+    if (!w->mapped)
+        weights_bind(w);
     return 0;
 }
 
@@ -110,6 +125,10 @@ enum {
     KEEP_IO_IDLE = 3 << 13, /* ioprio_set(2): only when nobody else uses the disk */
     KEEP_IO_SELF = 1,       /* IOPRIO_WHO_PROCESS */
 };
+
+static void before_slab(void *arg, uint64_t at) {
+    weights_prefer(arg, at);
+}
 
 /* What computes comes first. */
 static void *keeper_main(void *arg) {
@@ -120,7 +139,7 @@ static void *keeper_main(void *arg) {
     pool_float(w->keeper.pool);
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), KEEP_NICE);
     (void)syscall(SYS_ioprio_set, KEEP_IO_SELF, 0, KEEP_IO_IDLE);
-    r = image_write(w->image, w->base, &w->keeper.stop, &why);
+    r = image_write(w->image, w->base, before_slab, w, &w->keeper.stop, &why);
     if (r == 0)
         log_debug("image", "written");
     else

@@ -16,8 +16,9 @@
  *                   sequence, since those of one expert are whole groups
  *
  * Where there are several shards (plan.h), each has its rows of all matrices in a stretch of that
- * mapping, on its node; then rows that no kernel packs lie there too, as in the file, and there is
- * no image: pages of a file are where the kernel read them.
+ * mapping, on its node; then rows that no kernel packs lie there too, as in the file. An image of
+ * these is written and read under the policy of the node that each slab is for: pages of a file are
+ * where they were first needed.
  *
  * Owner:   the engine thread; read-only once loaded.
  * Memory:  one mapping, huge pages where the kernel gives them; while loading, a slab a thread
@@ -113,6 +114,10 @@ const struct plan_part *weights_parts(const struct weights *w, const struct tens
 int weights_lay_out(struct weights *w, uint8_t *base);
 /* Bind each shard's memory to its node. */
 void weights_bind(struct weights *w);
+/* From now on the calling thread's fresh pages are from the node of the shard that byte @at is of;
+ * weights_prefer_any(): from anywhere again. Nothing where there is one shard. */
+void weights_prefer(const struct weights *w, uint64_t at);
+void weights_prefer_any(const struct weights *w);
 /* Where row @row of the tensor belongs, the first of a group. @stride: bytes a row */
 uint8_t *weights_group_at(const struct weights *w, const struct weights_place *p, uint64_t row,
                           size_t stride);

@@ -339,16 +339,17 @@ static void test_not_written(void **state) {
 
     (void)state;
     start(&run);
-    assert_int_equal(image_write(run.w.image, run.w.base, &stop, &why), IMAGE_LEFT);
+    assert_int_equal(image_write(run.w.image, run.w.base, NULL, NULL, &stop, &why), IMAGE_LEFT);
     assert_int_equal(n_files(), 0);
 
     (void)snprintf(path, sizeof path, "%s/%s.new", cache, run.w.image->name);
     fd = open(path, O_RDWR | O_CREAT, 0600);
     assert_true(fd >= 0 && flock(fd, LOCK_EX) == 0);
-    assert_int_equal(image_write(run.w.image, run.w.base, &go, &why), IMAGE_LEFT);
+    assert_int_equal(image_write(run.w.image, run.w.base, NULL, NULL, &go, &why), IMAGE_LEFT);
     assert_int_equal(access(path, F_OK), 0); /* it is the other's */
     (void)close(fd);
-    assert_int_equal(image_write(run.w.image, run.w.base, &go, &why), 0); /* which has died */
+    assert_int_equal(image_write(run.w.image, run.w.base, NULL, NULL, &go, &why),
+                     0); /* which has died */
     assert_int_equal(n_files(), 1);
     end(&run);
 }
@@ -415,6 +416,39 @@ static int clear(void **state) {
     return system(cmd);
 }
 
+/* Weights cut for two nodes are another image than those of one. */
+static void test_nodes(void **state) {
+    struct plan *one = plan, *two;
+    struct topo *machine;
+    struct topo_cpu cpu[2];
+    char path[128];
+    struct run run;
+    uint64_t sum;
+
+    (void)state;
+    if (topo_new_from(&machine, "numa:2 core:1 pu:1", 0) == TOPO_UNSUPPORTED)
+        skip();
+    plan_place(machine, 2, cpu);
+    assert_int_equal(plan_new(&two, cpu, 2, 0), 0);
+    assert_int_equal(two->n_shard, 2);
+
+    plan = two;
+    sum = make_image(path, sizeof path);
+    start(&run);
+    assert_true(run.w.mapped);
+    assert_true(sum_of(&run) == sum);
+    assert_true(run.w.shard[0].size > 0 && run.w.shard[1].size > 0);
+    end(&run);
+
+    plan = one;
+    start(&run);
+    assert_false(run.w.mapped);
+    end(&run);
+    assert_int_equal(n_files(), 0);
+    plan_free(two);
+    topo_free(machine);
+}
+
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_second_start_maps, clear),
@@ -423,6 +457,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup(test_damaged_weights, clear),
         cmocka_unit_test_setup(test_changed_model, clear),
         cmocka_unit_test_setup(test_other_layout, clear),
+        cmocka_unit_test_setup(test_nodes, clear),
         cmocka_unit_test_setup(test_no_directory, clear),
         cmocka_unit_test_setup(test_not_written, clear),
         cmocka_unit_test_setup(test_orphans, clear),
