@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <ctype.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -71,7 +72,8 @@ static void tear_down(struct setup *s) {
     pool_free(s->pool);
 }
 
-static void set_up(struct setup *s, const char *name, uint32_t n_worker, bool exact) {
+static void set_up_kv(struct setup *s, const char *name, uint32_t n_worker, bool exact,
+                      enum quant_fmt kv) {
     struct model_options opt = options();
     struct kv_shape shape;
     struct why why;
@@ -79,10 +81,14 @@ static void set_up(struct setup *s, const char *name, uint32_t n_worker, bool ex
     opt.exact = exact;
     if (try_model(s, name, n_worker, &opt, &why) != 0)
         fail_msg("%s: %s", name, why.text);
-    model_kv_shape(s->model, N_SEQ, QUANT_F16, &shape);
+    model_kv_shape(s->model, N_SEQ, kv, &shape);
     assert_int_equal(kvcache_new(&s->kv, &shape), 0);
     for (uint32_t i = 0, seq; i < N_SEQ; i++)
         assert_int_equal(kvcache_seq_new(s->kv, &seq), 0);
+}
+
+static void set_up(struct setup *s, const char *name, uint32_t n_worker, bool exact) {
+    set_up_kv(s, name, n_worker, exact, QUANT_F16);
 }
 
 static int32_t token(uint32_t seq, pos_t pos) {
@@ -157,15 +163,16 @@ static void mixed(struct setup *s, uint32_t seq, const float *want) {
     free(got);
 }
 
-static void same_bits(const char *name) {
+/* No bit depends on the number of workers, nor on how many rows go together. */
+static void same_bits(const char *name, enum quant_fmt kv, uint32_t n_worker_max) {
     float *want = NULL;
     size_t size = 0;
 
-    for (uint32_t n_worker = 1; n_worker <= 3; n_worker++) {
+    for (uint32_t n_worker = 1; n_worker <= n_worker_max; n_worker++) {
         static const uint32_t chunk[] = { N_TOK, 1, 7, 16 };
         struct setup s;
 
-        set_up(&s, name, n_worker, false);
+        set_up_kv(&s, name, n_worker, false, kv);
         size = sizeof *want * N_TOK * model_info(s.model)->n_vocab;
         for (size_t i = 0; i < sizeof chunk / sizeof *chunk; i++) {
             float *got = alone(&s, 1, chunk[i]);
@@ -377,21 +384,28 @@ static void test_load_ends(void **state) {
     bound = &kern;
 }
 
-static void test_same_bits_mixed_formats(void **state) {
-    same_bits("odd");
+/* Shapes: odd ones, no experts, a head of its own. */
+static void test_same_bits(void **state) {
+    same_bits("odd", QUANT_F16, 3);
+    same_bits("f16", QUANT_F16, 3);
+    same_bits("dense", QUANT_F16, 3);
+    same_bits("tiny", QUANT_F16, 3);
+    same_bits("tiny-dense", QUANT_F16, 3);
 }
 
-static void test_same_bits_float(void **state) {
-    same_bits("f16");
-}
+/* Formats: of weights all, of the cache each in turn. */
+static void test_same_bits_formats(void **state) {
+    static const enum quant_fmt kv[] = { QUANT_Q8_0, QUANT_F32, QUANT_F16 };
 
-static void test_same_bits_packed(void **state) {
-    same_bits("tiny");
-    same_bits("tiny-dense");
-}
+    for (int fmt = 0; fmt < QUANT_FMT_N; fmt++) {
+        char args[64];
 
-static void test_same_bits_dense(void **state) {
-    same_bits("dense");
+        snprintf(args, sizeof args, "tiny %s", quant_info(fmt)->name);
+        for (char *c = args; *c; c++)
+            *c = (char)tolower(*c);
+        make("format", args, "");
+        same_bits("format", kv[fmt % 3], 2);
+    }
 }
 
 /* Experts in one matrix or in two: the same weights, so the same bits. */
@@ -784,10 +798,8 @@ static int end(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_same_bits_mixed_formats),
-        cmocka_unit_test(test_same_bits_float),
-        cmocka_unit_test(test_same_bits_dense),
-        cmocka_unit_test(test_same_bits_packed),
+        cmocka_unit_test(test_same_bits),
+        cmocka_unit_test(test_same_bits_formats),
         cmocka_unit_test(test_packed_bits),
         cmocka_unit_test(test_shard_bits),
         cmocka_unit_test(test_packed_near),
