@@ -49,6 +49,6 @@ int mem_prefer_node(uint32_t node);
 int mem_put_file(void *p, size_t size, int fd, uint64_t at);
 int mem_put_fresh(void *p, size_t size);
 
-/* Bytes of [@p, @p + @size) that huge pages hold now, at most: what the kernel joined to it counts as
- * well, as far as it is no larger. 0 also when the kernel does not tell. */
+/* Bytes of [@p, @p + @size) that huge pages hold now, at most: what the kernel joined to it counts
+ * as well, as far as it is no larger. 0 also when the kernel does not tell. */
 uint64_t mem_huge(const void *p, size_t size);
