@@ -668,8 +668,8 @@ static void waited(struct moe *m, uint32_t id, const struct moe_value *result,
     w->done = true;
 }
 
-int moe_call_wait(struct moe *m, const char *method, const struct moe_map *params, uint64_t usec,
-                  const struct moe_value **ret_result) {
+int client_call2_wait(struct moe *m, const char *method, const struct moe_map *a,
+                      const struct moe_map *b, uint64_t usec, const struct moe_value **ret_result) {
     struct waiter w = { 0 };
     uint32_t id;
     int r;
@@ -677,7 +677,7 @@ int moe_call_wait(struct moe *m, const char *method, const struct moe_map *param
     if (m->busy)
         return -EBUSY;
     m->kept.failed = false;
-    r = moe_call(m, method, params, waited, NULL, &w, &id);
+    r = client_call2(m, method, a, b, waited, NULL, &w, &id);
     if (r < 0)
         return r;
     (void)moe_set_deadline(m, id, usec);
@@ -690,4 +690,9 @@ int moe_call_wait(struct moe *m, const char *method, const struct moe_map *param
     if (ret_result)
         *ret_result = client_kept_value(m);
     return 0;
+}
+
+int moe_call_wait(struct moe *m, const char *method, const struct moe_map *params, uint64_t usec,
+                  const struct moe_value **ret_result) {
+    return client_call2_wait(m, method, params, NULL, usec, ret_result);
 }

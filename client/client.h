@@ -79,6 +79,13 @@ int client_call2(struct moe *m, const char *method, const struct moe_map *a,
                  const struct moe_map *b, moe_reply_fn reply, moe_notify_fn notify, void *userdata,
                  uint32_t *ret_id);
 
+/* moe_call_wait() with the pairs of two maps, either of which may be NULL. */
+int client_call2_wait(struct moe *m, const char *method, const struct moe_map *a,
+                      const struct moe_map *b, uint64_t usec, const struct moe_value **ret_result);
+
+/* The key "messages": generate.c. */
+void client_put_messages(struct moe_map *p, const struct moe_message *messages, size_t n);
+
 /* Run the loop until @done; on a signal give the call @id up. Return: 0, -EINTR, … */
 int client_run(struct moe *m, const bool *done, uint32_t id);
 

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "client/client.h"
+#include "client/moe-session.h"
 
 /* One generate on its way: what to call back. Freed by its reply, which always comes. */
 struct generate {
@@ -100,17 +101,20 @@ static void put_sampling(struct moe_map *p, const struct moe_generate *g) {
     }
 }
 
-static void put_input(struct moe_map *p, const struct moe_generate *g) {
-    if (g->messages) {
-        moe_map_open_array(p, "messages");
-        for (size_t i = 0; i < g->n_messages; i++) {
-            moe_map_open_map(p, NULL);
-            moe_map_str(p, "role", g->messages[i].role);
-            moe_map_str(p, "content", g->messages[i].content);
-            moe_map_end(p);
-        }
+void client_put_messages(struct moe_map *p, const struct moe_message *messages, size_t n) {
+    moe_map_open_array(p, "messages");
+    for (size_t i = 0; i < n; i++) {
+        moe_map_open_map(p, NULL);
+        moe_map_str(p, "role", messages[i].role);
+        moe_map_str(p, "content", messages[i].content);
         moe_map_end(p);
     }
+    moe_map_end(p);
+}
+
+static void put_input(struct moe_map *p, const struct moe_generate *g) {
+    if (g->messages)
+        client_put_messages(p, g->messages, g->n_messages);
     if (g->prompt)
         moe_map_str(p, "prompt", g->prompt);
     if (g->tokens) {
@@ -131,12 +135,15 @@ static void put_input(struct moe_map *p, const struct moe_generate *g) {
         moe_map_bool(p, "echo", true);
 }
 
-int moe_generate(struct moe *m, const struct moe_generate *g, moe_done_fn done, uint32_t *ret_id) {
+/* @session: NULL: it is generate, not session.generate */
+static int start(struct moe *m, const uint64_t *session, const struct moe_generate *g,
+                 moe_done_fn done, uint32_t *ret_id) {
+    int n_source = !!g->messages + !!g->prompt + !!g->tokens;
     struct generate *own;
     struct moe_map *p;
     int r;
 
-    if (g->size != sizeof *g || !!g->messages + !!g->prompt + !!g->tokens != 1)
+    if (g->size != sizeof *g || (session ? g->prompt || g->tokens || g->model : n_source != 1))
         return -EINVAL;
     own = calloc(1, sizeof *own);
     p = moe_map_new();
@@ -146,9 +153,12 @@ int moe_generate(struct moe *m, const struct moe_generate *g, moe_done_fn done, 
                                   .on_progress = g->on_progress,
                                   .done = done,
                                   .userdata = g->userdata };
+        if (session)
+            moe_map_uint(p, "session", *session);
         put_input(p, g);
         put_sampling(p, g);
-        r = client_call2(m, "generate", p, g->more, on_reply, on_notify, own, &own->id);
+        r = client_call2(m, session ? "session.generate" : "generate", p, g->more, on_reply,
+                         on_notify, own, &own->id);
     }
     moe_map_free(p);
     if (r < 0) {
@@ -159,6 +169,15 @@ int moe_generate(struct moe *m, const struct moe_generate *g, moe_done_fn done, 
     if (ret_id)
         *ret_id = own->id;
     return 0;
+}
+
+int moe_generate(struct moe *m, const struct moe_generate *g, moe_done_fn done, uint32_t *ret_id) {
+    return start(m, NULL, g, done, ret_id);
+}
+
+int moe_session_generate(struct moe *m, uint64_t session, const struct moe_generate *g,
+                         moe_done_fn done, uint32_t *ret_id) {
+    return start(m, &session, g, done, ret_id);
 }
 
 /* The callbacks of a caller who waits, and whether it is over. */
@@ -191,7 +210,7 @@ static void wait_done(struct moe *m, uint32_t id, const struct moe_result *resul
     w->done = true;
 }
 
-int moe_generate_wait(struct moe *m, const struct moe_generate *g,
+static int start_wait(struct moe *m, const uint64_t *session, const struct moe_generate *g,
                       const struct moe_result **ret_result) {
     struct waiter w = { .g = g };
     struct moe_generate own;
@@ -208,7 +227,7 @@ int moe_generate_wait(struct moe *m, const struct moe_generate *g,
     own.userdata = &w;
 
     m->kept.failed = false;
-    r = moe_generate(m, &own, wait_done, &id);
+    r = start(m, session, &own, wait_done, &id);
     if (r < 0)
         return r;
     r = client_run(m, &w.done, id);
@@ -225,4 +244,14 @@ int moe_generate_wait(struct moe *m, const struct moe_generate *g,
     if (ret_result)
         *ret_result = &m->kept.result;
     return 0;
+}
+
+int moe_generate_wait(struct moe *m, const struct moe_generate *g,
+                      const struct moe_result **ret_result) {
+    return start_wait(m, NULL, g, ret_result);
+}
+
+int moe_session_generate_wait(struct moe *m, uint64_t session, const struct moe_generate *g,
+                              const struct moe_result **ret_result) {
+    return start_wait(m, &session, g, ret_result);
 }

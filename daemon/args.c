@@ -131,3 +131,84 @@ int args_bias(const msgpack_object *map, struct sample_bias **ret_bias, uint32_t
     *ret_n = m->size;
     return 0;
 }
+
+int args_sample(const msgpack_object *params, struct sample_params *ret, struct why *why) {
+    /* clang-format off */
+    const struct { const char *key; unsigned has; float *f; uint32_t *u; } table[] = {
+        { "temperature",       SAMPLE_TEMPERATURE, &ret->temperature, NULL         },
+        { "top_p",             SAMPLE_TOP_P,       &ret->top_p,       NULL         },
+        { "min_p",             SAMPLE_MIN_P,       &ret->min_p,       NULL         },
+        { "repeat_penalty",    SAMPLE_REPEAT,      &ret->repeat,      NULL         },
+        { "frequency_penalty", SAMPLE_FREQUENCY,   &ret->frequency,   NULL         },
+        { "presence_penalty",  SAMPLE_PRESENCE,    &ret->presence,    NULL         },
+        { "top_k",             SAMPLE_TOP_K,       NULL,              &ret->top_k  },
+        { "repeat_last_n",     SAMPLE_LAST_N,      NULL,              &ret->last_n },
+    };
+    /* clang-format on */
+    const msgpack_object *o;
+
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        o = wire_get(params, table[i].key);
+        if (!o)
+            continue;
+        if (table[i].u && o->via.u64 > UINT32_MAX)
+            return why_set(why, RPC_INVALID_ARGS, "%s: larger than 2^32", table[i].key);
+        ret->has |= table[i].has;
+        if (table[i].f)
+            *table[i].f = (float)rpc_number(o);
+        else
+            *table[i].u = (uint32_t)o->via.u64;
+    }
+
+    o = wire_get(params, "seed");
+    if (o) {
+        ret->has |= SAMPLE_SEED;
+        ret->seed = o->via.u64;
+    }
+    return 0;
+}
+
+int args_max_tokens(const msgpack_object *params, uint32_t *ret, struct why *why) {
+    const msgpack_object *o = wire_get(params, "max_tokens");
+
+    if (!o)
+        return 0;
+    if (!o->via.u64)
+        return why_set(why, RPC_INVALID_ARGS, "max_tokens: 0");
+    *ret = o->via.u64 >= UINT32_MAX ? 0 : (uint32_t)o->via.u64;
+    return 0;
+}
+
+/* Which of @words the text @key is; none: @def. Return: its index, or -1. */
+static int find_word(const msgpack_object *params, const char *key, const char *const *words,
+                     size_t n, int def) {
+    const msgpack_object *o = wire_get(params, key);
+
+    for (size_t i = 0; o && i < n; i++)
+        if (strlen(words[i]) == o->via.str.size &&
+            memcmp(words[i], o->via.str.ptr, o->via.str.size) == 0)
+            return (int)i;
+    return o ? -1 : def;
+}
+
+int args_priority(const msgpack_object *params, enum fair_class *ret, struct why *why) {
+    static const char *const words[] = { [FAIR_DEFAULT] = "default",
+                                         [FAIR_INTERACTIVE] = "interactive",
+                                         [FAIR_BACKGROUND] = "background" };
+    int i = find_word(params, "priority", words, 3, (int)*ret);
+
+    if (i < 0)
+        return why_set(why, RPC_INVALID_ARGS, "priority: not interactive, default or background");
+    *ret = (enum fair_class)i;
+    return 0;
+}
+
+int args_overflow(const msgpack_object *params, bool *ret_drop, struct why *why) {
+    static const char *const words[] = { "error", "drop-oldest" };
+    int i = find_word(params, "overflow", words, 2, 0);
+
+    if (i < 0)
+        return why_set(why, RPC_INVALID_ARGS, "overflow: not error or drop-oldest");
+    *ret_drop = i == 1;
+    return 0;
+}

@@ -38,7 +38,7 @@ static const struct config_key keys[] = {
     { "bus",              CONFIG_ENUM, AT(bus),             0, 0,          "auto", { "auto", "system", "session", "none" },
       "message bus to serve on; auto: the service manager's, if it started us; read at start only" },
     { "cache-dir",        CONFIG_PATH, AT(cache_dir),       0, 4095,       "", { NULL },
-      "where packed weights are kept for a later start; unset: $CACHE_DIRECTORY, if there is one" },
+      "where packed weights and saved sessions are kept; unset: $CACHE_DIRECTORY, if there is one" },
     { "cache-weights",    CONFIG_BOOL, AT(cache_weights),   0, 1,          "yes", { NULL },
       "keep packed weights, so that a later start maps them; takes as much disk as the model" },
     { "context",          CONFIG_UINT, AT(context),         0, 1 << 20,    "0", { NULL },
@@ -64,8 +64,12 @@ static const struct config_key keys[] = {
       "load the default model at start, not at the first request" },
     { "queue",            CONFIG_UINT, AT(queue),           1, 4096,       "64", { NULL },
       "generations that may wait for a place, and other requests likewise" },
+    { "saved-bytes",      CONFIG_SIZE, AT(saved_bytes),     0, 1ull << 50, "4G", { NULL },
+      "saved sessions of all users together; what is saved beyond that makes the oldest go" },
     { "sequences",        CONFIG_UINT, AT(sequences),       0, 1024,       "0", { NULL },
       "generations at a time, as far as kv-bytes holds them; 0: 16" },
+    { "session-idle",     CONFIG_UINT, AT(session_idle),    0, 1 << 30,    "3600", { NULL },
+      "seconds after which a session that nobody uses is closed; 0: never" },
     { "stall-timeout",    CONFIG_UINT, AT(stall_timeout),   1, 86400,      "30", { NULL },
       "seconds a client may leave a full stream unread while others wait for a place" },
     { "step-bound",       CONFIG_UINT, AT(step_bound),      1, 60000,      "250", { NULL },
@@ -73,13 +77,15 @@ static const struct config_key keys[] = {
     { "threads",          CONFIG_UINT, AT(threads),         0, 1024,       "0", { NULL },
       "worker threads; 0: one a usable core" },
     { "user-bytes",       CONFIG_SIZE, AT(user_bytes),      1, 1ull << 50, "64M", { NULL },
-      "text of all requests of one user that are not answered yet" },
+      "text of all requests of one user that are not answered yet, and of all its sessions" },
     { "user-connections", CONFIG_UINT, AT(user_connections), 1, 65536,     "16", { NULL },
       "connections of one user" },
     { "user-jobs",        CONFIG_UINT, AT(user_jobs),       1, 4096,       "64", { NULL },
       "generations of one user that wait or run, and other requests likewise" },
     { "user-kv-bytes",    CONFIG_SIZE, AT(user_kv_bytes),   0, 1ull << 50, "0", { NULL },
       "part of kv-bytes that generations of one user may have; 0: all" },
+    { "user-sessions",    CONFIG_UINT, AT(user_sessions),   1, 65536,      "64", { NULL },
+      "open sessions of one user" },
 };
 /* clang-format on */
 
@@ -285,6 +291,10 @@ int config_new(struct config **ret_config, const char *root, const char *file,
 
     *ret_config = take(c);
     return 0;
+}
+
+const char *config_cache_dir(const struct config *c) {
+    return c->cache_dir ? c->cache_dir : getenv("CACHE_DIRECTORY");
 }
 
 static void print_value(const struct config *c, const struct config_key *k, FILE *f) {

@@ -34,7 +34,7 @@ enum {
     CONFIG_BAD, /* @why says where and what */
 };
 
-enum { CONFIG_KEY_MAX = 24 };
+enum { CONFIG_KEY_MAX = 40 };
 
 enum config_bus { CONFIG_BUS_AUTO, CONFIG_BUS_SYSTEM, CONFIG_BUS_SESSION, CONFIG_BUS_NONE };
 enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32, CONFIG_KV_Q8_0 };
@@ -44,6 +44,7 @@ struct config {
     bool preload, exact, cache_weights;
     uint64_t bus, context, kv_bytes, kv_type, threads, batch, queue, max_connections, sequences,
         stall_timeout, step_bound, user_bytes, user_connections, user_jobs, user_kv_bytes;
+    uint64_t user_sessions, session_idle, saved_bytes;
 
     struct usecase_list use_cases; /* by purpose, see usecase.h */
     char *from[CONFIG_KEY_MAX];    /* where each key's value comes from, NULL: the default */
@@ -66,6 +67,10 @@ int config_new(struct config **ret_config, const char *root, const char *file,
                const struct config_set *set, size_t n_set, struct why *why);
 struct config *config_free(struct config *c);
 AUTO_DEFINE(struct config *, config_free)
+
+/* The folder for what is kept for later: "cache-dir", or the service manager's; NULL: there is
+ * none. */
+const char *config_cache_dir(const struct config *c);
 
 /* The values in force, one a line, and where each comes from. */
 void config_print(const struct config *c, FILE *f);

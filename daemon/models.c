@@ -306,12 +306,6 @@ static void drop(struct models *m, const char *why) {
     }
 }
 
-static const char *cache_dir(const struct config *c) {
-    if (!c->cache_weights)
-        return NULL;
-    return c->cache_dir ? c->cache_dir : getenv("CACHE_DIRECTORY"); /* of the service manager */
-}
-
 static int start(struct models *m, const struct registry_file *f, uid_t uid, struct why *why) {
     static const enum quant_fmt kv_fmt[] = {
         [CONFIG_KV_F16] = QUANT_F16, [CONFIG_KV_F32] = QUANT_F32, [CONFIG_KV_Q8_0] = QUANT_Q8_0
@@ -330,7 +324,7 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
         .bound_usec = c->step_bound * 1000,
         .kv_fmt = kv_fmt[c->kv_type],
         .exact = c->exact,
-        .cache_dir = cache_dir(c),
+        .cache_dir = c->cache_weights ? config_cache_dir(c) : NULL,
     };
     struct models_load *load;
     int r;

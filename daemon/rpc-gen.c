@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * rpc-gen - generate and generate.cancel
+ * rpc-gen - generate, session.generate and generate.cancel
  *
  * Flow control: text goes out as it comes while less than CONN_HIGH bytes wait in the connection.
  * Beyond that it is held and joined; at STREAM_HELD_MAX the sequence pauses until half of that is
@@ -17,6 +17,7 @@
 #include "daemon/rpc-methods.h"
 #include "daemon/server.h"
 #include "daemon/stream.h"
+#include "daemon/talk.h"
 #include "daemon/work.h"
 #include "engine/base/log.h"
 
@@ -27,7 +28,9 @@ struct gen {
     struct server *server;
     struct stream stream;
     struct args_strings stop;
-    char model[256]; /* its id: a file name at most */
+    struct talk *talk;          /* the session it is an exchange of; NULL: none */
+    struct args_messages asked; /* what the session gets with the answer */
+    char model[256];            /* its id: a file name at most */
     usec_t progress_usec;
     bool paused;
     struct event *stall;
@@ -42,6 +45,8 @@ static struct gen *gen_free(struct gen *g) {
         event_free(g->stall);
     stream_deinit(&g->stream);
     args_strings_deinit(&g->stop);
+    args_messages_deinit(&g->asked);
+    (void)talk_unref(g->talk);
     free(g);
 
     return NULL;
@@ -206,7 +211,7 @@ static void pack_usage(msgpack_packer *p, const struct engine_result *res) {
     rpc_pack_uint(p, "prompt", res->n_prompt);
     rpc_pack_uint(p, "cached", res->n_cached);
     rpc_pack_uint(p, "generated", res->n_token);
-    rpc_pack_uint(p, "dropped", 0);
+    rpc_pack_uint(p, "dropped", res->n_dropped);
     wire_pack_str(p, "timings");
     msgpack_pack_map(p, 3);
     rpc_pack_uint(p, "queue_us", res->queue_usec);
@@ -218,11 +223,12 @@ static void pack_result(struct gen *g, const struct engine_result *res, msgpack_
     bool stopped =
         res->end == ENGINE_END_STOP && res->stop_index >= 0 && (size_t)res->stop_index < g->stop.n;
 
-    msgpack_pack_map(p, 5 + stopped + stream_n_key(&g->stream));
+    msgpack_pack_map(p, 6 + stopped + stream_n_key(&g->stream));
     rpc_pack_str(p, "stop_reason", work_reason(&g->work, res));
     if (stopped)
         rpc_pack_str(p, "stop", g->stop.s[res->stop_index]);
     pack_usage(p, res);
+    rpc_pack_uint(p, "dropped_messages", res->n_dropped_msg);
     rpc_pack_uint(p, "seed", res->seed);
     rpc_pack_str(p, "model", g->model);
     stream_pack_whole(&g->stream, p);
@@ -241,6 +247,20 @@ static const char *stop_message(int code) {
     }
 }
 
+/* The exchange is over: the session gets question and answer, or stays as it was when the answer
+ * is none, or nobody is there to know of it. */
+static int end_exchange(struct gen *g, const struct engine_result *res, int code, struct why *why) {
+    struct talk *t = g->talk;
+    int r;
+
+    t->work = NULL;
+    if (code || t->closed || !g->work.call.session)
+        return code;
+    r = talk_answer(t, g->asked.msg, g->asked.n, g->stream.text.data, g->stream.text.size,
+                    res->n_dropped_msg, why);
+    return r < 0 ? why_set(why, RPC_INTERNAL, "out of memory") : r;
+}
+
 static void on_done(struct work *w, const struct engine_result *res) {
     AUTO(gen_free) struct gen *g = (struct gen *)w;
     struct rpc_reply reply;
@@ -249,6 +269,8 @@ static void on_done(struct work *w, const struct engine_result *res) {
     rpc_reply_init(&reply);
     (void)why_set(&reply.why, 0, "%s", stop_message(w->stop_code));
     code = work_error(w, res, &reply);
+    if (g->talk)
+        code = end_exchange(g, res, code, &reply.why);
     if (w->call.session)
         while (stream_has(&g->stream))
             send_part(g);
@@ -274,6 +296,7 @@ static const struct work_ops gen_ops = { on_event, on_sent, on_done };
 struct input {
     struct engine_request req;
     struct args_messages messages;
+    struct chat_message *joined; /* of a session, and what is asked; texts borrowed */
     tok_t *tok;
     struct sample_bias *bias;
     char *model;
@@ -281,18 +304,24 @@ struct input {
 
 static void input_deinit(struct input *in) {
     args_messages_deinit(&in->messages);
+    free(in->joined);
     free(in->tok);
     free(in->bias);
     free(in->model);
 }
 
+/* What generate takes and session.generate does not. */
 static int get_prompt(const msgpack_object *params, struct input *in, struct why *why) {
     const msgpack_object *messages = wire_get(params, "messages");
     const msgpack_object *tokens = wire_get(params, "tokens");
     struct engine_request *req = &in->req;
     int r = 0;
 
+    req->special = rpc_get_bool(params, "special");
     req->text = rpc_get_str(params, "prompt", &req->n_text);
+    r = rpc_dup_str(params, "model", &in->model, why);
+    if (r)
+        return err_up(r);
     if ((messages != NULL) + (tokens != NULL) + (req->text != NULL) != 1)
         return why_set(why, RPC_INVALID_ARGS, "want one of messages, prompt, tokens");
     if (messages) {
@@ -309,113 +338,91 @@ static int get_prompt(const msgpack_object *params, struct input *in, struct why
     return err_up(r);
 }
 
-static int get_sample(const msgpack_object *params, struct input *in, struct why *why) {
-    struct sample_params *s = &in->req.sample;
-    /* clang-format off */
-    const struct { const char *key; unsigned has; float *f; uint32_t *u; } table[] = {
-        { "temperature",       SAMPLE_TEMPERATURE, &s->temperature, NULL       },
-        { "top_p",             SAMPLE_TOP_P,       &s->top_p,       NULL       },
-        { "min_p",             SAMPLE_MIN_P,       &s->min_p,       NULL       },
-        { "repeat_penalty",    SAMPLE_REPEAT,      &s->repeat,      NULL       },
-        { "frequency_penalty", SAMPLE_FREQUENCY,   &s->frequency,   NULL       },
-        { "presence_penalty",  SAMPLE_PRESENCE,    &s->presence,    NULL       },
-        { "top_k",             SAMPLE_TOP_K,       NULL,            &s->top_k  },
-        { "repeat_last_n",     SAMPLE_LAST_N,      NULL,            &s->last_n },
-    };
-    /* clang-format on */
-    const msgpack_object *o;
+/* The session's messages and settings, and what is asked. */
+static int get_exchange(struct rpc_call *c, struct input *in, struct gen *g) {
+    const msgpack_object *messages = wire_get(c->params, "messages");
+    const struct talk_state *s = &g->talk->state;
+    int r = 0;
 
-    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
-        o = wire_get(params, table[i].key);
-        if (!o)
-            continue;
-        if (table[i].u && o->via.u64 > UINT32_MAX)
-            return why_set(why, RPC_INVALID_ARGS, "%s: larger than 2^32", table[i].key);
-        s->has |= table[i].has;
-        if (table[i].f)
-            *table[i].f = (float)rpc_number(o);
-        else
-            *table[i].u = (uint32_t)o->via.u64;
-    }
+    if (messages)
+        r = args_messages(messages, &g->asked, &c->reply->why);
+    if (!r)
+        r = rpc_check_talk(c, g->talk, &g->asked);
+    if (!r)
+        r = talk_state_join(s, g->asked.msg, g->asked.n, &in->joined, &in->req.n_msg);
+    if (r)
+        return err_up(r);
+    if (!in->req.n_msg)
+        return why_set(&c->reply->why, RPC_INVALID_ARGS, "messages: the session has none yet");
 
-    o = wire_get(params, "seed");
-    s->has |= o ? SAMPLE_SEED : 0;
-    s->seed = o ? o->via.u64 : 0;
-    o = wire_get(params, "logit_bias");
-    if (!o)
-        return 0;
-    return err_up(args_bias(o, &in->bias, &s->n_bias, why));
+    in->req.msg = in->joined;
+    in->req.sample = s->sample;
+    in->req.max_tokens = s->max_tokens;
+    in->req.thinking = s->thinking;
+    in->req.who.class = s->class;
+    in->model = strdup(s->model);
+    return in->model ? 0 : err_new(-ENOMEM);
 }
 
 static int get_limits(const msgpack_object *params, struct input *in, struct gen *g,
                       struct why *why) {
-    uint64_t max = rpc_get_uint(params, "max_tokens", UINT32_MAX);
     uint64_t deadline = rpc_get_uint(params, "deadline_ms", 0);
     const msgpack_object *stop = wire_get(params, "stop");
     const msgpack_object *logprobs = wire_get(params, "logprobs");
     struct engine_request *req = &in->req;
     int r = 0;
 
-    if (!max)
-        return why_set(why, RPC_INVALID_ARGS, "max_tokens: 0");
     if (logprobs && logprobs->via.u64 > SAMPLE_TOP_MAX)
         return why_set(why, RPC_INVALID_ARGS, "logprobs: more than %d", SAMPLE_TOP_MAX);
     if (wire_get(params, "deadline_ms")) {
         deadline = deadline > UINT32_MAX ? UINT32_MAX : deadline; /* 49 days */
         req->deadline_usec = clock_usec() + deadline * 1000;
     }
-    req->max_tokens = max >= UINT32_MAX ? 0 : (uint32_t)max;
     req->logprobs = logprobs != NULL;
     req->n_top = logprobs ? (uint32_t)logprobs->via.u64 : 0;
-    if (stop)
+    r = args_max_tokens(params, &req->max_tokens, why);
+    if (!r && stop)
         r = args_strings(stop, "stop", ENGINE_STOP_MAX, &g->stop, why);
     req->stop = (const char *const *)g->stop.s;
     req->n_stop = g->stop.n;
     return err_up(r);
 }
 
-static int get_priority(const msgpack_object *params, struct input *in, struct why *why) {
-    static const struct {
-        const char *name;
-        enum fair_class class;
-    } table[] = { { "default", FAIR_DEFAULT },
-                  { "interactive", FAIR_INTERACTIVE },
-                  { "background", FAIR_BACKGROUND } };
-    size_t n;
-    const char *s = rpc_get_str(params, "priority", &n);
+static int get_sample(const msgpack_object *params, struct input *in, struct why *why) {
+    const msgpack_object *bias = wire_get(params, "logit_bias");
+    struct sample_params *s = &in->req.sample;
+    int r;
 
-    for (size_t i = 0; s && i < sizeof table / sizeof table[0]; i++)
-        if (strlen(table[i].name) == n && memcmp(table[i].name, s, n) == 0) {
-            in->req.who.class = table[i].class;
-            return 0;
-        }
-    return s ? why_set(why, RPC_INVALID_ARGS, "priority: not interactive, default or background")
-             : 0;
+    r = args_sample(params, s, why);
+    if (!r && bias)
+        r = args_bias(bias, &in->bias, &s->n_bias, why);
+    s->bias = in->bias;
+    return err_up(r);
 }
 
 static int get_input(struct rpc_call *c, struct input *in, struct gen *g) {
-    const msgpack_object *params = c->params;
+    const msgpack_object *params = c->params, *thinking = wire_get(params, "thinking");
     struct why *why = &c->reply->why;
     int r;
 
     in->req.kind = ENGINE_GENERATE;
-    in->req.special = rpc_get_bool(params, "special");
-    in->req.thinking = rpc_get_bool(params, "thinking");
-    r = rpc_dup_str(params, "model", &in->model, why);
-    if (!r)
-        r = get_prompt(params, in, why);
+    r = g->talk ? get_exchange(c, in, g) : get_prompt(params, in, why);
+    if (thinking)
+        in->req.thinking = thinking->via.boolean;
     if (!r)
         r = get_sample(params, in, why);
-    in->req.sample.bias = in->bias;
     if (!r)
         r = get_limits(params, in, g, why);
     if (!r)
-        r = get_priority(params, in, why);
+        r = args_priority(params, &in->req.who.class, why);
+    if (!r)
+        r = args_overflow(params, &in->req.drop_oldest, why);
 
     return err_up(r);
 }
 
-int rpc_generate(struct rpc_call *c) {
+/* @talk: the session it is an exchange of, or NULL */
+static int generate(struct rpc_call *c, struct talk *talk) {
     AUTO(gen_free) struct gen *g = calloc(1, sizeof *g);
     struct input in = { 0 };
     int r;
@@ -426,8 +433,10 @@ int rpc_generate(struct rpc_call *c) {
     g->work.ops = &gen_ops;
     g->server = c->server;
     g->session = c->session->id;
+    g->talk = talk ? talk_ref(talk) : NULL;
     stream_init(&g->stream, rpc_get_bool(c->params, "stream"), rpc_get_bool(c->params, "echo"),
                 wire_get(c->params, "logprobs") != NULL);
+    g->stream.keep = talk != NULL;
     g->stall = evtimer_new(c->server->base, on_stall, g);
     r = g->stall ? get_input(c, &in, g) : err_new(-ENOMEM);
     if (!r)
@@ -439,8 +448,22 @@ int rpc_generate(struct rpc_call *c) {
     (void)snprintf(g->model, sizeof g->model, "%s", models_resident(c->server->models));
     log_debug("gen", "session %ju: job %ju: submitted", (uintmax_t)g->session,
               (uintmax_t)g->work.job.id);
+    if (talk)
+        talk->work = &g->work;
     (void)take(g); /* the engine's until it is done */
     return RPC_LATER;
+}
+
+int rpc_generate(struct rpc_call *c) {
+    return err_up(generate(c, NULL));
+}
+
+int rpc_session_generate(struct rpc_call *c) {
+    struct talk *t;
+    int r;
+
+    r = rpc_find_talk(c, true, &t);
+    return r ? err_up(r) : err_up(generate(c, t));
 }
 
 int rpc_generate_cancel(struct rpc_call *c) {

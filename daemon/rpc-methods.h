@@ -7,7 +7,11 @@
  * Return of each: 0 with the result packed, RPC_LATER, an RPC_* error with its message, or -errno.
  */
 
+#include <stdbool.h>
+
+struct args_messages;
 struct rpc_call;
+struct talk;
 
 /* rpc-server.c */
 int rpc_client_hello(struct rpc_call *c);
@@ -30,6 +34,23 @@ int rpc_model_unload(struct rpc_call *c);
 /* rpc-gen.c */
 int rpc_generate(struct rpc_call *c);
 int rpc_generate_cancel(struct rpc_call *c);
+int rpc_session_generate(struct rpc_call *c);
+
+/* rpc-session.c */
+int rpc_session_append(struct rpc_call *c);
+int rpc_session_clone(struct rpc_call *c);
+int rpc_session_close(struct rpc_call *c);
+int rpc_session_list(struct rpc_call *c);
+int rpc_session_measure(struct rpc_call *c);
+int rpc_session_open(struct rpc_call *c);
+int rpc_session_restore(struct rpc_call *c);
+int rpc_session_save(struct rpc_call *c);
+
+/* The talk that "session" names. @idle: without an exchange that runs.
+ * Return: 0, RPC_NO_SUCH_SESSION, RPC_BUSY. */
+int rpc_find_talk(struct rpc_call *c, bool idle, struct talk **ret_talk);
+/* May the user have @more, too? Return: 0, RPC_QUOTA_EXCEEDED, or RPC_INVALID_ARGS: a role. */
+int rpc_check_talk(struct rpc_call *c, const struct talk *t, const struct args_messages *more);
 
 /* rpc-score.c */
 int rpc_score_choices(struct rpc_call *c);

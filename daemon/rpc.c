@@ -11,6 +11,17 @@
 #include "engine/base/utf8.h"
 
 #define MODEL_ERRORS "NoSuchModel ModelUnavailable Busy"
+/* What generate, session.generate and session.open share. */
+#define SAMPLE_PARAMS                                                                              \
+    "max_tokens:u? temperature:f? top_p:f? min_p:f? top_k:u? repeat_last_n:u? repeat_penalty:f? "  \
+    "frequency_penalty:f? presence_penalty:f? seed:u? "
+#define GENERATE_PARAMS                                                                            \
+    "logit_bias:m? stop:a? logprobs:u? stream:b? echo:b? deadline_ms:u? overflow:s? "
+#define GENERATE_RESULT                                                                            \
+    "{text: str?, thought: str?, stop_reason: str, stop: str?, usage: map, timings: map, "         \
+    "dropped_messages: uint, seed: uint, model: str, logprobs: array?}"
+#define GENERATE_ERRORS                                                                            \
+    MODEL_ERRORS " ContextOverflow InsufficientMemory TooLarge Cancelled Timeout"
 
 /* Looked up by bsearch(), so sorted by name. */
 /* clang-format off */
@@ -24,13 +35,9 @@ const struct rpc_method rpc_methods[] = {
       "{text: str}",
       MODEL_ERRORS " TooLarge", "", false, rpc_detokenize },
     { "generate", 1, 0,
-      "messages:a? prompt:s? tokens:a? special:b? model:s? thinking:b? max_tokens:u? "
-      "temperature:f? top_p:f? min_p:f? top_k:u? repeat_last_n:u? repeat_penalty:f? "
-      "frequency_penalty:f? presence_penalty:f? logit_bias:m? seed:u? stop:a? logprobs:u? "
-      "stream:b? echo:b? deadline_ms:u? priority:s?",
-      "{text: str?, thought: str?, stop_reason: str, stop: str?, usage: map, timings: map, "
-      "seed: uint, model: str, logprobs: array?}",
-      MODEL_ERRORS " ContextOverflow InsufficientMemory TooLarge Cancelled Timeout",
+      "messages:a? prompt:s? tokens:a? special:b? model:s? thinking:b? "
+      SAMPLE_PARAMS GENERATE_PARAMS "priority:s?",
+      GENERATE_RESULT, GENERATE_ERRORS,
       "generate.progress generate.delta", false, rpc_generate },
     { "generate.cancel", 1, 0,
       "id:u",
@@ -90,6 +97,45 @@ const struct rpc_method rpc_methods[] = {
       "weights: str?, progress: float?, memory: map, threads: uint, tier: str, queue: map, "
       "connections: uint, tokens: map, shards: array}",
       "", "", false, rpc_server_status },
+    { "session.append", 2, 0,
+      "session:u messages:a?",
+      "{context_used: uint}",
+      MODEL_ERRORS " NoSuchSession QuotaExceeded ContextOverflow TooLarge Cancelled",
+      "generate.progress", false, rpc_session_append },
+    { "session.clone", 2, 0,
+      "session:u",
+      "{session: uint}",
+      "NoSuchSession QuotaExceeded", "", false, rpc_session_clone },
+    { "session.close", 2, 0,
+      "session:u",
+      "{}",
+      "NoSuchSession", "", false, rpc_session_close },
+    { "session.generate", 2, 0,
+      "session:u messages:a? thinking:b? " SAMPLE_PARAMS GENERATE_PARAMS "priority:s?",
+      GENERATE_RESULT, GENERATE_ERRORS " NoSuchSession QuotaExceeded",
+      "generate.progress generate.delta", false, rpc_session_generate },
+    { "session.list", 2, 0,
+      "all:b?",
+      "{sessions: [{session: uint, user: uint, model: str, messages: uint, bytes: uint, "
+      "idle_us: uint, busy: bool, own: bool}]}",
+      "AccessDenied", "", false, rpc_session_list },
+    { "session.measure", 2, 0,
+      "session:u messages:a? thinking:b?",
+      "{tokens: uint, available: uint, fits: bool}",
+      MODEL_ERRORS " NoSuchSession TooLarge Cancelled", "generate.progress", false,
+      rpc_session_measure },
+    { "session.open", 2, 0,
+      "model:s? instructions:s? messages:a? thinking:b? " SAMPLE_PARAMS "priority:s?",
+      "{session: uint, model: str, context_window: uint?}",
+      "NoSuchModel QuotaExceeded TooLarge", "session.closed", false, rpc_session_open },
+    { "session.restore", 2, 0,
+      "token:s",
+      "{session: uint, model: str, context_window: uint?}",
+      "NoSuchSession QuotaExceeded Corrupt", "session.closed", false, rpc_session_restore },
+    { "session.save", 2, 0,
+      "session:u",
+      "{token: str}",
+      "NoSuchSession Busy", "", false, rpc_session_save },
     { "template.apply", 1, 0,
       "messages:a thinking:b? generation:b?",
       "{text: str, tokens: [uint]}",

@@ -28,7 +28,7 @@
 struct session;
 struct server;
 
-enum { RPC_API_LEVEL = 1, RPC_API_COMPATIBLE = 1 };
+enum { RPC_API_LEVEL = 2, RPC_API_COMPATIBLE = 1 };
 
 enum {
     RPC__OK,

@@ -176,6 +176,7 @@ struct server *server_free(struct server *s) {
     close_listeners(s);
     while (!LIST_EMPTY(&s->sessions))
         (void)session_free(LIST_FIRST(&s->sessions));
+    talk_deinit_all(&s->talks);
     (void)models_free(s->models);
     (void)account_free(s->account);
     if (s->stop_timer)

@@ -15,6 +15,7 @@
 #include "daemon/config.h"
 #include "daemon/models.h"
 #include "daemon/session.h"
+#include "daemon/talk.h"
 
 struct event_base;
 struct event;
@@ -35,6 +36,7 @@ struct server {
     struct session_list sessions;
     uint32_t n_session;
     uint64_t next_session;
+    struct talks talks;
     usec_t started_usec;
     bool stopping;
 

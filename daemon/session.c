@@ -5,6 +5,7 @@
 
 #include "daemon/server.h"
 #include "daemon/session.h"
+#include "daemon/talk.h"
 #include "engine/base/log.h"
 
 static void on_frame(void *arg, const msgpack_object *o);
@@ -170,6 +171,7 @@ struct session *session_free(struct session *s) {
         unlink_call(call);
         call->ops->gone(call);
     }
+    talk_close_all(s->server, s);
     (void)conn_free(s->conn);
     if (s->id)
         server_forget(s->server, s);

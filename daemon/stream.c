@@ -77,7 +77,7 @@ int stream_add(struct stream *s, enum chat_kind kind, const char *text, size_t n
     s->n_element += n_element;
     if (s->live)
         r = add_held(s, kind, text, n, logprob);
-    if (!r && (!s->live || s->echo))
+    if (!r && (!s->live || s->echo || s->keep))
         r = append(kind == CHAT_THOUGHT ? &s->thought : &s->text, text, n);
     if (!r && !s->live && logprob) {
         r = append(&s->logprobs.buf, logprob->data, logprob->size);

@@ -42,12 +42,13 @@ struct stream_part {
 
 struct stream {
     bool live, echo, with_logprobs;
+    bool keep; /* whatever is sent: ->text is wanted at the end. For the owner to set. */
     uint32_t seq;
     TAILQ_HEAD(stream_held, stream_part) held;
     size_t n_held;      /* bytes of text and logprobs held */
     uint32_t n_element; /* msgpack elements of the logprobs held, or of all when not live */
 
-    msgpack_sbuffer text, thought;   /* not live, or to be echoed */
+    msgpack_sbuffer text, thought;   /* not live, or to be echoed or kept */
     struct stream_logprobs logprobs; /* not live */
 };
 

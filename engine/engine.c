@@ -588,6 +588,7 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
     j->thinking = q->thinking;
     j->no_generation = q->no_generation;
     j->ignore_end = q->ignore_end;
+    j->drop_oldest = q->drop_oldest;
     j->logprobs = q->logprobs;
     j->max_tokens = q->max_tokens;
     j->n_top = q->n_top;
@@ -746,6 +747,8 @@ static void engine_deliver(struct engine *e, struct job *j, struct engine_event 
         .n_cached = r->n_cached,
         .n_token = r->n_token,
         .n_available = r->n_available,
+        .n_dropped = r->n_dropped,
+        .n_dropped_msg = r->n_dropped_msg,
         .need = r->need,
         .have = r->have,
         .kv_bytes = r->kv_bytes,

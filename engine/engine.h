@@ -120,6 +120,8 @@ struct engine_request {
     bool thinking;
     bool no_generation;  /* RENDER: do not open the model's turn */
     bool ignore_end;     /* GENERATE: go on past end tokens, for benchmarks */
+    bool drop_oldest;    /* GENERATE: where @msg leaves no room for max_tokens (of 0: an eighth of
+                            the context), leave out the oldest exchanges, see sched/shorten.h */
     uint32_t max_tokens; /* GENERATE: 0: what the context holds */
     struct sample_params sample;
     const char *const *stop; /* [n_stop] strings that end the answer, not part of it; thoughts may
@@ -187,6 +189,8 @@ struct engine_result {
     uint32_t n_prompt, n_cached; /* tokens of the prompt, of them not evaluated */
     uint32_t n_token;            /* generated, with an end token */
     uint32_t n_available;        /* tokens a prompt may have here */
+    uint32_t n_dropped;          /* tokens left out for drop_oldest, which n_prompt has not */
+    uint32_t n_dropped_msg;      /* messages: the first ones that are no instructions */
     uint64_t need, have;         /* MEMORY: bytes */
     uint64_t kv_bytes;           /* of the K/V cache it had room in at most */
     uint64_t queue_usec, prefill_usec, decode_usec; /* without a place; of steps it had rows in */

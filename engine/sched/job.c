@@ -6,6 +6,7 @@
 
 #include "engine/sched/answer.h"
 #include "engine/sched/job.h"
+#include "engine/sched/shorten.h"
 
 usec_t job_clock(void) {
     struct timespec t;
@@ -156,13 +157,14 @@ static enum job_end job_encode(struct job *j, const struct vocab *v, struct tok_
     return tok_encode(v, j->text, j->n_text, flags, out) == 0 ? JOB_END_N : job_no_memory(j);
 }
 
-static enum job_end job_chat(struct job *j, const struct resident *r, struct tok_list *out) {
+static enum job_end job_render(struct job *j, const struct resident *r,
+                               const struct chat_message *msg, size_t n_msg, struct tok_list *out) {
     struct chat_options opt = {
         .thinking = j->thinking,
         .empty_thought = r->empty_thought,
         .no_generation = j->no_generation,
     };
-    int k = chat_render(r->vocab, j->msg, j->n_msg, &opt, out, &j->result.why);
+    int k = chat_render(r->vocab, msg, n_msg, &opt, out, &j->result.why);
 
     switch (k) {
     case 0:
@@ -174,6 +176,60 @@ static enum job_end job_chat(struct job *j, const struct resident *r, struct tok
     default:
         return job_no_memory(j);
     }
+}
+
+static enum job_end job_chat(struct job *j, const struct resident *r, struct tok_list *out) {
+    return job_render(j, r, j->msg, j->n_msg, out);
+}
+
+/* Render into j->all all but the @n_exchange oldest exchanges. @msg: room for j->n_msg */
+static enum job_end job_render_rest(struct job *j, const struct resident *r, size_t n_exchange,
+                                    struct chat_message *msg) {
+    size_t n_msg = shorten_by(j->msg, j->n_msg, n_exchange, msg);
+    enum job_end halted = job_halted(j);
+
+    if (halted != JOB_END_N)
+        return halted;
+    j->all.n = 0;
+    j->result.n_dropped_msg = (uint32_t)(j->n_msg - n_msg);
+    return job_render(j, r, msg, n_msg, &j->all);
+}
+
+/* Drop the fewest exchanges that leave @max tokens or fewer, else all that may go. */
+static enum job_end job_drop(struct job *j, const struct resident *r, size_t max) {
+    size_t lo = 1, hi = shorten_most(j->msg, j->n_msg), n_exchange = hi, n_all = j->all.n;
+    AUTO(free) struct chat_message *msg = calloc(j->n_msg, sizeof *msg);
+    enum job_end end = JOB_END_N;
+
+    if (!msg)
+        return job_no_memory(j);
+    while (end == JOB_END_N && lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+
+        end = job_render_rest(j, r, mid, msg);
+        if (j->all.n <= max)
+            hi = mid;
+        else
+            lo = mid + 1;
+    }
+    if (end == JOB_END_N && n_exchange > 0)
+        end = job_render_rest(j, r, lo, msg);
+    j->result.n_dropped = (uint32_t)(n_all - j->all.n);
+    return end;
+}
+
+/* The messages, shortened if that is asked for and the answer has no room otherwise. What is
+ * dropped then leaves room for more than this answer: the next turns of the conversation find
+ * their beginning in the cache, not each of them a later one. */
+static enum job_end job_conversation(struct job *j, const struct resident *r) {
+    enum job_end end = job_chat(j, r, &j->all);
+    size_t part = r->n_ctx / JOB_DROP_PARTS, room = part;
+
+    if (j->max_tokens)
+        room = j->max_tokens < r->n_ctx / 2 ? j->max_tokens : r->n_ctx / 2;
+    if (end != JOB_END_N || !j->drop_oldest || j->all.n + room <= r->n_ctx)
+        return end;
+    return job_drop(j, r, r->n_ctx - room - part);
 }
 
 /* The text that @tok stands for, into the result. */
@@ -208,7 +264,7 @@ static enum job_end job_prompt(struct job *j, const struct resident *r) {
     enum job_end end = JOB_END_N;
 
     if (j->n_msg > 0)
-        end = job_chat(j, r, &j->all);
+        end = job_conversation(j, r);
     else if (j->text)
         end = job_encode(j, r->vocab, &j->all);
     else {

@@ -32,6 +32,8 @@ typedef uint64_t usec_t;
 enum {
     JOB_OUT_MAX = 16 << 20,   /* bytes of text one job may produce outside of a generation */
     JOB_TEXT_MAX = 1024 + 16, /* bytes of text in one event */
+    JOB_DROP_PARTS = 8,       /* of the context: what an answer has, where messages are dropped for
+                                 it and it does not say, and what is dropped beyond that */
 };
 
 enum job_kind { JOB_GENERATE, JOB_TOKENIZE, JOB_DETOKENIZE, JOB_RENDER };
@@ -54,6 +56,7 @@ struct job_result {
     int32_t stop_index;                   /* -1: none */
     uint32_t n_prompt, n_cached, n_token; /* of the prompt, of it not evaluated, generated */
     uint32_t n_available;                 /* tokens a prompt may have */
+    uint32_t n_dropped, n_dropped_msg;    /* tokens and messages it was shortened by */
     uint64_t need, have;                  /* MEMORY: bytes of the cache */
     uint64_t kv_bytes;                    /* of the cache it had room in at most */
     usec_t queue_usec;                    /* without a place */
@@ -78,6 +81,7 @@ struct job {
     size_t n_text;
     struct tok_list tok;
     bool special, no_bos, thinking, no_generation, ignore_end, logprobs;
+    bool drop_oldest; /* shorten the messages rather than refuse them */
     uint32_t max_tokens, n_top;
     struct sample_params sample; /* with its own bias list */
     usec_t deadline;             /* CLOCK_MONOTONIC; 0: none */

@@ -115,7 +115,7 @@ static int add_answer(struct render *d, const char *s) {
     return add_trimmed(d, kept, n_kept);
 }
 
-static bool is_system(const struct chat_message *m) {
+bool chat_is_instruction(const struct chat_message *m) {
     return strcmp(m->role, "system") == 0 || strcmp(m->role, "developer") == 0;
 }
 
@@ -176,8 +176,8 @@ static int render(struct render *d, const struct chat_message *msg, size_t n_msg
 
     if (vocab_bos(d->v) >= 0)
         r = tok_list_push(d->out, vocab_bos(d->v));
-    if (r == 0 && (opt->thinking || (n_msg && is_system(msg)))) {
-        i = n_msg && is_system(msg);
+    if (r == 0 && (opt->thinking || (n_msg && chat_is_instruction(msg)))) {
+        i = n_msg && chat_is_instruction(msg);
         r = system_turn(d, i ? msg : NULL, opt->thinking);
     }
     for (size_t k; r == 0 && i < n_msg; i += k)
@@ -203,7 +203,8 @@ static int check(const struct vocab *v, const struct chat_message *msg, size_t n
                            vocab_mark_text(need[i]),
                            i < 2 ? ": only raw prompts work" : ": the model can not think");
     for (size_t i = 0; i < n_msg; i++)
-        if (!is_system(&msg[i]) && !is_answer(&msg[i]) && strcmp(msg[i].role, "user") != 0)
+        if (!chat_is_instruction(&msg[i]) && !is_answer(&msg[i]) &&
+            strcmp(msg[i].role, "user") != 0)
             return why_set(why, CHAT_BAD_ROLE,
                            "message %zu: role \"%.40s\" is none of system, developer, user, "
                            "assistant",

@@ -36,6 +36,9 @@ struct chat_options {
     bool no_generation; /* stop before "<|turn>model\n" */
 };
 
+/* Is it of the roles "system" and "developer"? */
+bool chat_is_instruction(const struct chat_message *m);
+
 /* Does the file's own template end its prompt in an empty thought? It is searched, not executed. */
 bool chat_wants_empty_thought(const struct gguf *g);
 

@@ -45,7 +45,7 @@ static void drain(void) {
 
 void fake_reset(void) {
     for (uint32_t i = 0; i < fake.n_job; i++)
-        free(fake.job[i].text);
+        free(fake.job[i].text), free(fake.job[i].said);
     fake = (struct fake){ .status = { .tier = "fake", .n_queue_max = 64, .n_worker = 3 },
                           .info = { .arch = "fake", .quant = "F32", .weight_bytes = 1000 } };
 }
@@ -156,6 +156,17 @@ const struct sample_params *engine_defaults(const struct engine *e) {
     return NULL;
 }
 
+static char *join(const struct engine_request *req) {
+    char *said = NULL;
+    size_t n;
+    FILE *f = open_memstream(&said, &n);
+
+    for (size_t i = 0; i < req->n_msg; i++)
+        fprintf(f, "%s%s:%s", i ? " " : "", req->msg[i].role, req->msg[i].text);
+    (void)fclose(f);
+    return said;
+}
+
 int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *ret_job,
                   struct engine_queue *ret_queue, struct why *why) {
     struct fake_job *j = &fake.job[fake.n_job];
@@ -168,6 +179,7 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
     if (req->n_msg) {
         j->text = strdup(req->msg[0].text);
         (void)snprintf(j->role, sizeof j->role, "%s", req->msg[0].role);
+        j->said = join(req);
     } else if (req->text) {
         j->text = strndup(req->text, req->n_text);
     }

@@ -17,6 +17,7 @@ struct fake_job {
     struct engine_request req; /* its pointers are stale, but for the copies below */
     char *text;                /* the prompt, or the first message's text */
     char role[32];
+    char *said; /* "role:text role:text": all messages */
     bool over, paused;
     struct engine_job at; /* how far it is */
     uint32_t n_pause;     /* how often it was told to pause */

@@ -55,7 +55,7 @@ static void test_check(void **state) {
         { "server.infos", "{}", "NoSuchMethod", "no such method" },
         { "client.hello", "{}", "InvalidArgs", "name: missing" },
         { "client.hello", "{'name': 3}", "InvalidArgs", "name: not of type str" },
-        { "client.hello", "{'name': 'x', 'api_level': 99}", "NotSupported", "api_level: 1 to 1" },
+        { "client.hello", "{'name': 'x', 'api_level': 99}", "NotSupported", "api_level: 1 to 2" },
         { "client.hello", "{'name': 'x', 'attributes': []}",
           "InvalidArgs", "attributes: not of type map" },
         { "generate", "{}", "InvalidArgs", "want one of messages, prompt, tokens" },
@@ -123,7 +123,7 @@ static void test_check(void **state) {
 
 static void test_unknown_keys_are_ignored(void **state) {
     has(rig_call(client, 1, "client.hello", "{'name': 't', 'wild': {'a': []}}"),
-        "[1, 1, nil, {\"api_level\"=>1, \"limits\"=>{\"frame_bytes\"=>16777216");
+        "[1, 1, nil, {\"api_level\"=>2, \"limits\"=>{\"frame_bytes\"=>16777216");
 }
 
 static void test_bad_utf8(void **state) {
@@ -319,7 +319,8 @@ static void test_generate_whole(void **state) {
         rig_recv(client),
         "[1, 1, nil, {\"stop_reason\"=>\"stop\", \"stop\"=>\"b\", \"usage\"=>{\"prompt\"=>5, "
         "\"cached\"=>2, \"generated\"=>3, \"dropped\"=>0}, \"timings\"=>{\"queue_us\"=>1, "
-        "\"prefill_us\"=>2, \"decode_us\"=>3}, \"seed\"=>8, \"model\"=>\"a\", "
+        "\"prefill_us\"=>2, \"decode_us\"=>3}, "
+        "\"dropped_messages\"=>0, \"seed\"=>8, \"model\"=>\"a\", "
         "\"text\"=>\"Hello\", \"thought\"=>\"hm\"}]");
 }
 

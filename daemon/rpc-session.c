@@ -1,0 +1,389 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * rpc-session - session.*: conversations that the service remembers; session.generate is rpc-gen's
+ */
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/args.h"
+#include "daemon/rpc-methods.h"
+#include "daemon/saved.h"
+#include "daemon/server.h"
+#include "daemon/work.h"
+#include "engine/base/log.h"
+
+enum { BUSY_USEC = 100000 /* when to ask again while an answer is written: nobody knows */ };
+
+/* ---- what the methods share ---- */
+
+int rpc_find_talk(struct rpc_call *c, bool idle, struct talk **ret_talk) {
+    uint64_t id = rpc_get_uint(c->params, "session", 0);
+    struct talk *t = talk_find(c->server, c->session->peer.uid, id);
+
+    if (!t)
+        return why_set(&c->reply->why, RPC_NO_SUCH_SESSION, "no session %ju", (uintmax_t)id);
+    if (idle && t->work) {
+        msgpack_pack_map(&c->reply->data_pk, 2);
+        rpc_pack_uint(&c->reply->data_pk, "retry_after_ms", BUSY_USEC / 1000);
+        rpc_pack_uint(&c->reply->data_pk, "position", 1);
+        return why_set(&c->reply->why, RPC_BUSY, "session %ju is writing an answer", (uintmax_t)id);
+    }
+    *ret_talk = t;
+    return 0;
+}
+
+static int over_limit(struct rpc_call *c, int r, uint64_t limit) {
+    if (r == RPC_QUOTA_EXCEEDED || r == RPC_TOO_LARGE) {
+        msgpack_pack_map(&c->reply->data_pk, 1);
+        rpc_pack_uint(&c->reply->data_pk, "limit", limit);
+    }
+    return err_up(r);
+}
+
+int rpc_check_talk(struct rpc_call *c, const struct talk *t, const struct args_messages *more) {
+    uint64_t limit;
+    int r;
+
+    r = talk_check_room(t, more->msg, more->n, &limit, &c->reply->why);
+    return over_limit(c, r, limit);
+}
+
+/* {session, model, context_window?}: a new one. */
+static void pack_opened(struct rpc_call *c, const struct talk *t) {
+    const char *resident = models_resident(c->server->models);
+    const struct model_info *info = models_info(c->server->models);
+    bool known = info && strcmp(resident, t->state.model) == 0;
+
+    msgpack_pack_map(&c->reply->result_pk, known ? 3 : 2);
+    rpc_pack_uint(&c->reply->result_pk, "session", t->id);
+    rpc_pack_str(&c->reply->result_pk, "model", t->state.model);
+    if (known)
+        rpc_pack_uint(&c->reply->result_pk, "context_window", info->n_ctx);
+}
+
+/* Open a talk with @state, which is the caller's to deinitialise. */
+static int open_talk(struct rpc_call *c, struct talk_state *state, struct talk **ret_talk) {
+    uint64_t limit;
+    int r;
+
+    r = talk_open(c->server, c->session, state, ret_talk, &limit, &c->reply->why);
+    return over_limit(c, r, limit);
+}
+
+/* ---- open, clone, close, list ---- */
+
+static int get_messages(struct rpc_call *c, struct talk_state *s) {
+    const msgpack_object *messages = wire_get(c->params, "messages");
+    struct args_messages list = { 0 };
+    char *text;
+    int r;
+
+    r = rpc_dup_str(c->params, "instructions", &text, &c->reply->why);
+    if (!r && text)
+        r = talk_state_add(s, &(struct chat_message){ "system", text }, 1, &c->reply->why);
+    free(text);
+    if (!r && messages)
+        r = args_messages(messages, &list, &c->reply->why);
+    if (!r)
+        r = talk_state_add(s, list.msg, list.n, &c->reply->why);
+    args_messages_deinit(&list);
+    return over_limit(c, r, ENGINE_TEXT_MAX);
+}
+
+static int get_settings(struct rpc_call *c, struct talk_state *s) {
+    struct why *why = &c->reply->why;
+    const struct registry_file *f;
+    AUTO(free) char *id = NULL;
+    int r;
+
+    r = rpc_dup_str(c->params, "model", &id, why);
+    if (r)
+        return err_up(r);
+    f = models_find(c->server->models, id);
+    if (!f)
+        return id ? why_set(why, RPC_NO_SUCH_MODEL, "no model with the id %.100s", id)
+                  : why_set(why, RPC_NO_SUCH_MODEL, "there is no model");
+    s->model = strdup(f->id);
+    if (!s->model)
+        return err_new(-ENOMEM);
+
+    s->thinking = rpc_get_bool(c->params, "thinking");
+    r = args_sample(c->params, &s->sample, why);
+    if (!r && sample_check(&s->sample, why))
+        r = RPC_INVALID_ARGS;
+    if (!r)
+        r = args_max_tokens(c->params, &s->max_tokens, why);
+    if (!r)
+        r = args_priority(c->params, &s->class, why);
+    return err_up(r);
+}
+
+int rpc_session_open(struct rpc_call *c) {
+    struct talk_state state = { 0 };
+    struct talk *t = NULL;
+    int r;
+
+    r = get_settings(c, &state);
+    if (!r)
+        r = get_messages(c, &state);
+    if (!r)
+        r = open_talk(c, &state, &t);
+    if (!r)
+        pack_opened(c, t);
+    talk_state_deinit(&state);
+    return err_up(r);
+}
+
+int rpc_session_clone(struct rpc_call *c) {
+    struct talk_state state = { 0 };
+    struct talk *t = NULL, *clone = NULL;
+    int r;
+
+    r = rpc_find_talk(c, false, &t);
+    if (!r)
+        r = talk_state_copy(&state, &t->state);
+    if (!r)
+        r = open_talk(c, &state, &clone);
+    if (!r) {
+        msgpack_pack_map(&c->reply->result_pk, 1);
+        rpc_pack_uint(&c->reply->result_pk, "session", clone->id);
+    }
+    talk_state_deinit(&state);
+    return err_up(r);
+}
+
+int rpc_session_close(struct rpc_call *c) {
+    struct talk *t = NULL;
+    int r;
+
+    r = rpc_find_talk(c, false, &t);
+    if (r)
+        return err_up(r);
+
+    talk_close(t);
+    msgpack_pack_map(&c->reply->result_pk, 0);
+    return 0;
+}
+
+static void pack_talk(msgpack_packer *p, const struct talk *t, const struct session *session) {
+    msgpack_pack_map(p, 8);
+    rpc_pack_uint(p, "session", t->id);
+    rpc_pack_uint(p, "user", t->uid);
+    rpc_pack_str(p, "model", t->state.model);
+    rpc_pack_uint(p, "messages", t->state.n_msg);
+    rpc_pack_uint(p, "bytes", t->state.n_byte);
+    rpc_pack_uint(p, "idle_us", t->work ? 0 : clock_usec() - t->used_usec);
+    rpc_pack_bool(p, "busy", t->work != NULL);
+    rpc_pack_bool(p, "own", t->owner == session);
+}
+
+int rpc_session_list(struct rpc_call *c) {
+    bool all = rpc_get_bool(c->params, "all");
+    msgpack_packer *p = &c->reply->result_pk;
+    const struct talk *t;
+    uint32_t n = 0;
+
+    if (all && !session_is_admin(c->session))
+        return why_set(&c->reply->why, RPC_ACCESS_DENIED, "sessions of others are not shown");
+
+    for (t = LIST_FIRST(&c->server->talks.list); t; t = LIST_NEXT(t, link))
+        n += all || t->uid == c->session->peer.uid;
+    msgpack_pack_map(p, 1);
+    wire_pack_str(p, "sessions");
+    msgpack_pack_array(p, n);
+    for (t = LIST_FIRST(&c->server->talks.list); t; t = LIST_NEXT(t, link))
+        if (all || t->uid == c->session->peer.uid)
+            pack_talk(p, t, c->session);
+    return 0;
+}
+
+/* ---- append, measure ---- */
+
+/* A job that reads messages and says how many tokens they are. */
+struct reading {
+    struct work work;
+    struct talk *talk;
+    bool append;
+    size_t n_before;   /* append: messages there were */
+    uint64_t n_change; /* and the change that it was */
+};
+
+static struct reading *reading_free(struct reading *d) {
+    if (d)
+        (void)talk_unref(d->talk);
+    free(d);
+    return NULL;
+}
+AUTO_DEFINE(struct reading *, reading_free)
+
+static void take_back(struct reading *d) {
+    if (d->append && d->talk->n_change == d->n_change)
+        talk_state_cut(&d->talk->state, d->n_before);
+}
+
+static void pack_tokens(const struct reading *d, uint64_t n, uint64_t available,
+                        msgpack_packer *p) {
+    msgpack_pack_map(p, d->append ? 1 : 3);
+    rpc_pack_uint(p, d->append ? "context_used" : "tokens", n);
+    if (d->append)
+        return;
+    rpc_pack_uint(p, "available", available);
+    rpc_pack_bool(p, "fits", n <= available);
+}
+
+static void on_read(struct work *w, const struct engine_result *res) {
+    AUTO(reading_free) struct reading *d = (struct reading *)w;
+    const struct model_info *info = models_info(w->models);
+    struct engine_result full = *res;
+    struct rpc_reply reply;
+    int code;
+
+    rpc_reply_init(&reply);
+    full.n_prompt = (uint32_t)res->n_tok;
+    full.n_available = info ? info->n_ctx - 1 : 0;
+    if (d->append && res->end == ENGINE_END_STOP && full.n_prompt > full.n_available)
+        full.end = ENGINE_END_CONTEXT;
+    code = work_error(w, &full, &reply);
+    if (code)
+        take_back(d);
+    else
+        pack_tokens(d, full.n_prompt, full.n_available, &reply.result_pk);
+    session_answer(&w->call, &reply, code);
+    rpc_reply_deinit(&reply);
+}
+
+static const struct work_ops reading_ops = { NULL, NULL, on_read };
+
+/* Have @msg [n] of @t counted. */
+static int read_talk(struct rpc_call *c, struct talk *t, struct reading *own,
+                     const struct chat_message *msg, size_t n) {
+    AUTO(reading_free) struct reading *d = own;
+    const msgpack_object *thinking = wire_get(c->params, "thinking");
+    struct engine_request req = {
+        .kind = ENGINE_RENDER,
+        .msg = msg,
+        .n_msg = n,
+        .no_generation = d->append,
+        .thinking = thinking && !d->append ? thinking->via.boolean : t->state.thinking,
+        .who.class = t->state.class,
+    };
+    int r;
+
+    d->work.ops = &reading_ops;
+    d->talk = talk_ref(t);
+    r = work_submit(&d->work, c, t->state.model, &req);
+    if (r != RPC_LATER)
+        take_back(d);
+    else
+        (void)take(d); /* the engine's until it is done */
+    return err_up(r);
+}
+
+int rpc_session_append(struct rpc_call *c) {
+    const msgpack_object *messages = wire_get(c->params, "messages");
+    AUTO(reading_free) struct reading *d = calloc(1, sizeof *d);
+    struct args_messages list = { 0 };
+    struct talk *t = NULL;
+    int r;
+
+    if (!d)
+        return err_new(-ENOMEM);
+    r = rpc_find_talk(c, true, &t);
+    if (!r && messages)
+        r = args_messages(messages, &list, &c->reply->why);
+    if (!r)
+        r = rpc_check_talk(c, t, &list);
+    if (!r && !(t->state.n_msg + list.n))
+        r = why_set(&c->reply->why, RPC_INVALID_ARGS, "messages: the session has none yet");
+    if (!r) {
+        d->append = true;
+        d->n_before = t->state.n_msg;
+        r = over_limit(c, talk_state_add(&t->state, list.msg, list.n, &c->reply->why),
+                       ENGINE_TEXT_MAX);
+    }
+    args_messages_deinit(&list);
+    if (r)
+        return err_up(r);
+
+    d->n_change = ++t->n_change;
+    return err_up(read_talk(c, t, take(d), t->state.msg, t->state.n_msg));
+}
+
+int rpc_session_measure(struct rpc_call *c) {
+    const msgpack_object *messages = wire_get(c->params, "messages");
+    AUTO(reading_free) struct reading *d = calloc(1, sizeof *d);
+    AUTO(free) struct chat_message *joined = NULL;
+    struct args_messages list = { 0 };
+    struct talk *t = NULL;
+    size_t n = 0;
+    int r;
+
+    if (!d)
+        return err_new(-ENOMEM);
+    r = rpc_find_talk(c, false, &t);
+    if (!r && messages)
+        r = args_messages(messages, &list, &c->reply->why);
+    if (!r)
+        r = talk_state_join(&t->state, list.msg, list.n, &joined, &n);
+    if (!r && !n)
+        r = why_set(&c->reply->why, RPC_INVALID_ARGS, "messages: the session has none yet");
+    if (!r)
+        r = read_talk(c, t, take(d), joined, n);
+    args_messages_deinit(&list);
+    return err_up(r);
+}
+
+/* ---- save, restore ---- */
+
+int rpc_session_save(struct rpc_call *c) {
+    const char *dir = config_cache_dir(c->server->config);
+    struct why *why = &c->reply->why;
+    struct talk_blob blob = { 0 };
+    struct saved saved;
+    struct talk *t = NULL;
+    int r;
+
+    r = rpc_find_talk(c, true, &t);
+    if (!r)
+        r = saved_new(dir, t->uid, &saved, why);
+    if (!r)
+        r = talk_pack(&t->state, &blob);
+    if (!r)
+        r = saved_write(&saved, &blob, why);
+    free(blob.p);
+    if (r)
+        return err_up(r);
+
+    saved_trim(dir, c->server->config->saved_bytes);
+    msgpack_pack_map(&c->reply->result_pk, 1);
+    rpc_pack_str(&c->reply->result_pk, "token", saved.token);
+    return 0;
+}
+
+int rpc_session_restore(struct rpc_call *c) {
+    struct why *why = &c->reply->why;
+    struct talk_state state = { 0 };
+    struct talk_blob blob = { 0 };
+    struct saved saved;
+    const char *token;
+    struct talk *t = NULL;
+    size_t n;
+    int r;
+
+    token = rpc_get_str(c->params, "token", &n);
+    r = saved_find(config_cache_dir(c->server->config), c->session->peer.uid, token, n, &saved,
+                   why);
+    if (!r)
+        r = saved_read(&saved, &blob, why);
+    if (!r)
+        r = talk_unpack(blob.p, blob.n, &state, why);
+    free(blob.p);
+    if (!r)
+        r = open_talk(c, &state, &t);
+    if (!r)
+        pack_opened(c, t);
+    talk_state_deinit(&state);
+    return err_up(r);
+}

@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "client/wire.h"
+#include "daemon/rpc.h"
+#include "daemon/saved.h"
+#include "engine/base/log.h"
+
+enum { SAVED_TALK_MAX = WIRE_FRAME_MAX + 1024 /* bytes of a .talk */ };
+
+/* ---- names ---- */
+
+static bool is_token(const char *s, size_t n) {
+    if (n != SAVED_TOKEN)
+        return false;
+    for (size_t i = 0; i < n; i++)
+        if (!strchr("0123456789abcdef", s[i]) || !s[i])
+            return false;
+    return true;
+}
+
+/* Paths of @ret->token. Return: 0 or -ENAMETOOLONG. */
+static int set_paths(struct saved *ret, const char *dir, uid_t uid) {
+    static const char form[] = "%s/sessions/%u/%s.%s";
+    int n = snprintf(ret->talk, sizeof ret->talk, form, dir, (unsigned)uid, ret->token, "talk");
+    int m = snprintf(ret->kv, sizeof ret->kv, form, dir, (unsigned)uid, ret->token, "kv");
+
+    return n < (int)sizeof ret->talk && m < (int)sizeof ret->kv ? 0 : err_new(-ENAMETOOLONG);
+}
+
+static int make_folder(const char *dir, const char *more) {
+    char path[PATH_MAX];
+
+    if (snprintf(path, sizeof path, "%s/%s", dir, more) >= (int)sizeof path)
+        return err_new(-ENAMETOOLONG);
+    return mkdir(path, 0700) == 0 || errno == EEXIST ? 0 : err_new(-errno);
+}
+
+int saved_new(const char *dir, uid_t uid, struct saved *ret, struct why *why) {
+    uint8_t random[SAVED_TOKEN / 2];
+    char folder[32];
+    int r;
+
+    if (!dir)
+        return why_set(why, RPC_NOT_SUPPORTED, "there is no cache directory to save to");
+    if (getrandom(random, sizeof random, 0) != sizeof random)
+        return why_set(why, err_new(-errno), "no random numbers: %m");
+
+    for (size_t i = 0; i < sizeof random; i++)
+        (void)snprintf(ret->token + 2 * i, 3, "%02x", random[i]);
+    (void)snprintf(folder, sizeof folder, "sessions/%u", (unsigned)uid);
+    r = set_paths(ret, dir, uid);
+    if (!r)
+        r = make_folder(dir, "sessions");
+    if (!r)
+        r = make_folder(dir, folder);
+    return r ? why_set(why, r, "%s/%s: %s", dir, folder, strerror(-r)) : 0;
+}
+
+int saved_find(const char *dir, uid_t uid, const char *token, size_t n, struct saved *ret,
+               struct why *why) {
+    struct stat st;
+
+    if (dir && is_token(token, n)) {
+        memcpy(ret->token, token, n);
+        ret->token[n] = '\0';
+        if (set_paths(ret, dir, uid) == 0 && lstat(ret->talk, &st) == 0 && S_ISREG(st.st_mode))
+            return 0;
+    }
+    return why_set(why, RPC_NO_SUCH_SESSION, "no saved session has this token");
+}
+
+/* ---- contents ---- */
+
+int saved_write(const struct saved *s, const struct talk_blob *blob, struct why *why) {
+    char path[PATH_MAX + 8];
+    size_t at = 0;
+    int fd;
+
+    (void)snprintf(path, sizeof path, "%s.new", s->talk);
+    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (fd < 0)
+        return why_set(why, err_new(-errno), "%s: cannot write: %m", path);
+    while (at < blob->n) {
+        ssize_t n = write(fd, blob->p + at, blob->n - at);
+
+        if (n < 0 && errno != EINTR)
+            break;
+        at += n > 0 ? (size_t)n : 0;
+    }
+    if (close(fd) < 0 || at < blob->n || rename(path, s->talk) < 0) {
+        int r = errno ? -errno : -EIO;
+
+        (void)unlink(path);
+        return why_set(why, err_new(r), "%s: cannot write: %s", s->talk, strerror(-r));
+    }
+    return 0;
+}
+
+int saved_read(const struct saved *s, struct talk_blob *ret, struct why *why) {
+    AUTO(close) int fd = open(s->talk, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    AUTO(free) char *p = NULL;
+    struct stat st;
+    size_t at = 0;
+
+    if (fd < 0 || fstat(fd, &st) < 0)
+        return why_set(why, err_new(-errno), "%s: cannot read: %m", s->talk);
+    if (!S_ISREG(st.st_mode) || st.st_size > SAVED_TALK_MAX)
+        return why_set(why, RPC_CORRUPT, "the saved session is damaged: too large");
+    p = malloc((size_t)st.st_size + 1);
+    if (!p)
+        return err_new(-ENOMEM);
+    while (at < (size_t)st.st_size) {
+        ssize_t n = read(fd, p + at, (size_t)st.st_size - at);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return why_set(why, err_new(-errno), "%s: cannot read: %m", s->talk);
+        if (n == 0)
+            break;
+        at += (size_t)n;
+    }
+
+    (void)futimens(fd, NULL); /* what is used is not what goes first */
+    *ret = (struct talk_blob){ take(p), at };
+    return 0;
+}
+
+void saved_remove(const struct saved *s) {
+    (void)unlink(s->talk);
+    (void)unlink(s->kv);
+}
+
+/* ---- the bound ---- */
+
+struct entry {
+    struct saved saved;
+    uid_t uid;
+    uint64_t size;
+    struct timespec used;
+};
+
+struct entries {
+    struct entry **at; /* [n] */
+    size_t n;
+};
+
+static void entries_deinit(struct entries *e) {
+    for (size_t i = 0; i < e->n; i++)
+        free(e->at[i]);
+    free(e->at);
+}
+
+static int entries_add(struct entries *e, const char *dir, uid_t uid, const char *token) {
+    AUTO(free) struct entry *new = calloc(1, sizeof *new);
+    struct entry **at = realloc(e->at, (e->n + 1) * sizeof *at);
+    struct stat st;
+
+    if (at)
+        e->at = at;
+    if (!new || !at)
+        return err_new(-ENOMEM);
+    new->uid = uid;
+    memcpy(new->saved.token, token, SAVED_TOKEN);
+    if (set_paths(&new->saved, dir, uid))
+        return 0;
+    for (size_t i = 0; i < 2; i++)
+        if (lstat(i ? new->saved.talk : new->saved.kv, &st) == 0) {
+            new->used = st.st_mtim;
+            new->size += (uint64_t)st.st_blocks * 512;
+        }
+    e->at[e->n++] = take(new);
+    return 0;
+}
+
+/* Is @name what one session goes by: its .talk, or the .kv of one that was never written? */
+static bool stands_for_one(int folder, const char *name) {
+    char talk[SAVED_TOKEN + 8];
+
+    if (strlen(name) <= SAVED_TOKEN || !is_token(name, SAVED_TOKEN))
+        return false;
+    if (strcmp(name + SAVED_TOKEN, ".talk") == 0)
+        return true;
+    (void)snprintf(talk, sizeof talk, "%.*s.talk", SAVED_TOKEN, name);
+    return strcmp(name + SAVED_TOKEN, ".kv") == 0 && faccessat(folder, talk, F_OK, 0) < 0;
+}
+
+static int scan_user(struct entries *e, const char *dir, const char *user) {
+    char path[PATH_MAX];
+    struct dirent *d;
+    int r = 0;
+    DIR *at;
+
+    (void)snprintf(path, sizeof path, "%s/sessions/%.20s", dir, user);
+    at = opendir(path);
+    while (at && r == 0 && (d = readdir(at)))
+        if (stands_for_one(dirfd(at), d->d_name))
+            r = entries_add(e, dir, (uid_t)strtoul(user, NULL, 10), d->d_name);
+    if (at)
+        (void)closedir(at);
+    return err_up(r);
+}
+
+static int scan(struct entries *e, const char *dir) {
+    char path[PATH_MAX];
+    struct dirent *d;
+    int r = 0;
+    DIR *at;
+
+    (void)snprintf(path, sizeof path, "%s/sessions", dir);
+    at = opendir(path);
+    while (at && r == 0 && (d = readdir(at)))
+        if (d->d_name[0] != '.')
+            r = scan_user(e, dir, d->d_name);
+    if (at)
+        (void)closedir(at);
+    return err_up(r);
+}
+
+static uint64_t size_of(const struct entries *e, uid_t uid) {
+    uint64_t n = 0;
+
+    for (size_t i = 0; i < e->n; i++)
+        n += e->at[i]->uid == uid ? e->at[i]->size : 0;
+    return n;
+}
+
+static bool older(const struct entry *a, const struct entry *b) {
+    return a->used.tv_sec != b->used.tv_sec ? a->used.tv_sec < b->used.tv_sec
+                                            : a->used.tv_nsec < b->used.tv_nsec;
+}
+
+/* The oldest of the user who has the most. */
+static struct entry *pick(const struct entries *e) {
+    struct entry *best = NULL;
+    uint64_t most = 0;
+
+    for (size_t i = 0; i < e->n; i++) {
+        uint64_t n = e->at[i]->size ? size_of(e, e->at[i]->uid) : 0;
+
+        if (n > most ||
+            (best && n && e->at[i]->uid == best->uid && e->at[i]->size && older(e->at[i], best))) {
+            best = e->at[i];
+            most = n;
+        }
+    }
+    return best;
+}
+
+void saved_trim(const char *dir, uint64_t max) {
+    struct entries e = { 0 };
+    struct entry *old;
+    uint64_t n = 0;
+    int r;
+
+    r = scan(&e, dir);
+    if (r)
+        log_warning("saved", "%s/sessions: %s", dir, strerror(-r));
+    for (size_t i = 0; i < e.n; i++)
+        n += e.at[i]->size;
+    while (n > max && (old = pick(&e))) {
+        log_info("saved", "user %u: a saved session goes, for want of room", (unsigned)old->uid);
+        saved_remove(&old->saved);
+        n -= old->size;
+        old->size = 0;
+    }
+    entries_deinit(&e);
+}

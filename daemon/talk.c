@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+#include <event2/event.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/rpc.h"
+#include "daemon/server.h"
+#include "daemon/talk.h"
+#include "daemon/work.h"
+#include "engine/base/log.h"
+
+struct talk *talk_ref(struct talk *t) {
+    t->n_ref++;
+    return t;
+}
+
+struct talk *talk_unref(struct talk *t) {
+    if (t && --t->n_ref == 0) {
+        talk_state_deinit(&t->state);
+        free(t);
+    }
+    return NULL;
+}
+
+void talk_close(struct talk *t) {
+    if (t->closed)
+        return;
+
+    t->closed = true;
+    LIST_REMOVE(t, link);
+    if (t->work)
+        work_stop(t->work, RPC_CANCELLED);
+    (void)talk_unref(t);
+}
+
+void talk_close_all(struct server *server, const struct session *owner) {
+    struct talk *t, *next;
+
+    for (t = LIST_FIRST(&server->talks.list); t; t = next) {
+        next = LIST_NEXT(t, link);
+        if (t->owner == owner)
+            talk_close(t);
+    }
+}
+
+struct talk *talk_find(struct server *server, uid_t uid, uint64_t id) {
+    struct talk *t = LIST_FIRST(&server->talks.list);
+
+    while (t && !(t->id == id && t->uid == uid))
+        t = LIST_NEXT(t, link);
+    if (t)
+        t->used_usec = clock_usec();
+
+    return t;
+}
+
+static int check_room(const struct server *server, uid_t uid, size_t n_byte, uint64_t *ret_limit,
+                      struct why *why) {
+    const struct talk *t;
+
+    for (t = LIST_FIRST(&server->talks.list); t; t = LIST_NEXT(t, link))
+        if (t->uid == uid)
+            n_byte += t->state.n_byte;
+    *ret_limit = server->config->user_bytes;
+    return n_byte > *ret_limit
+               ? why_set(why, RPC_QUOTA_EXCEEDED,
+                         "sessions of this user would have %zu bytes of text", n_byte)
+               : 0;
+}
+
+int talk_check_room(const struct talk *t, const struct chat_message *msg, size_t n,
+                    uint64_t *ret_limit, struct why *why) {
+    return err_up(check_room(t->server, t->uid, talk_state_size(msg, n), ret_limit, why));
+}
+
+int talk_answer(struct talk *t, const struct chat_message *asked, size_t n_asked, const char *text,
+                size_t n_text, size_t n_drop, struct why *why) {
+    AUTO(free) char *copy = malloc(n_text + 1);
+    struct talk_state *s = &t->state;
+    size_t n_before = s->n_msg, n = 0;
+    int r;
+
+    if (!copy)
+        return err_new(-ENOMEM);
+    for (size_t i = 0; i < n_text; i++) /* a model may write a NUL; messages have none */
+        if (text[i])
+            copy[n++] = text[i];
+    copy[n] = '\0';
+    r = talk_state_add(s, asked, n_asked, why);
+    if (!r)
+        r = talk_state_add(s, &(struct chat_message){ "assistant", copy }, 1, why);
+    if (r) {
+        talk_state_cut(s, n_before);
+        return err_up(r);
+    }
+
+    talk_state_drop(s, n_drop);
+    t->n_change++;
+    t->used_usec = clock_usec();
+    return 0;
+}
+
+/* ---- idle ones ---- */
+
+static void say_closed(const struct talk *t, const char *reason) {
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    wire_pack_notify(&p, "session.closed");
+    msgpack_pack_map(&p, 2);
+    rpc_pack_uint(&p, "session", t->id);
+    rpc_pack_str(&p, "reason", reason);
+    session_send((struct session *)t->owner, &buf);
+    msgpack_sbuffer_destroy(&buf);
+}
+
+/* Close what is idle, and come back when the next one may be. */
+static void on_idle(evutil_socket_t fd, short what, void *arg) {
+    struct server *server = arg;
+    usec_t now = clock_usec(), limit = server->config->session_idle * CLOCK_SECOND, wait = limit;
+    struct talk *t, *next;
+    struct timeval tv;
+
+    for (t = LIST_FIRST(&server->talks.list); t; t = next) {
+        usec_t idle = now - t->used_usec;
+
+        next = LIST_NEXT(t, link);
+        if (t->work || !limit)
+            continue;
+        if (idle < limit) {
+            wait = limit - idle < wait ? limit - idle : wait;
+            continue;
+        }
+        log_info("talk", "conversation %ju: closed, idle for %ju s", (uintmax_t)t->id,
+                 (uintmax_t)(idle / CLOCK_SECOND));
+        say_closed(t, "idle");
+        talk_close(t);
+    }
+
+    tv = clock_timeval(wait ? wait : CLOCK_SECOND);
+    if (!LIST_EMPTY(&server->talks.list))
+        (void)event_add(server->talks.idle, &tv);
+}
+
+static int watch_idle(struct server *server) {
+    struct talks *all = &server->talks;
+    struct timeval tv = clock_timeval(server->config->session_idle * CLOCK_SECOND);
+
+    if (!all->idle)
+        all->idle = evtimer_new(server->base, on_idle, server);
+    if (!all->idle)
+        return err_new(-ENOMEM);
+    if (!evtimer_pending(all->idle, NULL) && server->config->session_idle)
+        (void)event_add(all->idle, &tv);
+    return 0;
+}
+
+int talk_open(struct server *server, const struct session *owner, struct talk_state *state,
+              struct talk **ret_talk, uint64_t *ret_limit, struct why *why) {
+    AUTO(free) struct talk *t = calloc(1, sizeof *t);
+    struct talks *all = &server->talks;
+    const struct talk *at;
+    uint64_t n = 0;
+    int r;
+
+    if (!t)
+        return err_new(-ENOMEM);
+    for (at = LIST_FIRST(&all->list); at; at = LIST_NEXT(at, link))
+        n += at->uid == owner->peer.uid;
+    *ret_limit = server->config->user_sessions;
+    if (n >= *ret_limit)
+        return why_set(why, RPC_QUOTA_EXCEEDED, "the user has %ju sessions", (uintmax_t)n);
+    r = check_room(server, owner->peer.uid, state->n_byte, ret_limit, why);
+    if (!r)
+        r = watch_idle(server);
+    if (r)
+        return err_up(r);
+
+    t->server = server;
+    t->id = ++all->next_id;
+    t->uid = owner->peer.uid;
+    t->owner = owner;
+    t->n_ref = 1;
+    t->used_usec = clock_usec();
+    t->state = *state;
+    *state = (struct talk_state){ 0 };
+    LIST_INSERT_HEAD(&all->list, t, link);
+    *ret_talk = take(t);
+    return 0;
+}
+
+void talk_deinit_all(struct talks *t) {
+    while (!LIST_EMPTY(&t->list))
+        talk_close(LIST_FIRST(&t->list));
+    if (t->idle)
+        event_free(t->idle);
+    t->idle = NULL;
+}

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * talk - a conversation that the service remembers for a user: what the protocol calls a session
+ *
+ * (A struct session is one connection.) A talk is text and settings. It has no keys and values:
+ * what the engine evaluated is found again by its cache, so cloning copies text, and an exchange
+ * that was cancelled is never added. It belongs to the user: any connection of that user
+ * may go on with it. It is closed with the connection that opened it, or when nobody touched it for
+ * "session-idle" seconds.
+ *
+ * Owner:   the daemon thread.
+ * Memory:  the texts; those of all talks of a user are at most "user-bytes", but for the answer
+ *          that comes last.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/queue.h>
+
+#include "daemon/clock.h"
+#include "engine/base/auto.h"
+#include "engine/engine.h"
+
+enum { TALK_MESSAGES_MAX = 16384 /* so that a saved one keeps the limits of a frame */ };
+
+struct event;
+struct server;
+struct session;
+struct work;
+
+/* What is saved of a talk. */
+struct talk_state {
+    char *model;              /* id */
+    struct chat_message *msg; /* [n_msg] roles are static, texts owned */
+    size_t n_msg, n_alloc, n_byte;
+    struct sample_params sample; /* without a bias */
+    uint32_t max_tokens;         /* 0: what the context holds */
+    enum fair_class class;
+    bool thinking;
+};
+void talk_state_deinit(struct talk_state *s);
+
+struct talk {
+    LIST_ENTRY(talk) link;
+    struct server *server;
+    uint64_t id;
+    uid_t uid;
+    const struct session *owner; /* the connection that opened it */
+    struct talk_state state;
+    struct work *work; /* the exchange that runs, which adds to it at its end; NULL: none */
+    uint32_t n_ref;
+    bool closed;       /* nobody finds it any more */
+    uint64_t n_change; /* grows with every change of its messages */
+    usec_t used_usec;
+};
+
+LIST_HEAD(talk_list, talk);
+
+/* All there are; part of the server. */
+struct talks {
+    struct talk_list list;
+    uint64_t next_id;
+    struct event *idle; /* NULL: none was ever opened */
+};
+void talk_deinit_all(struct talks *t);
+
+/* ---- what is said: talk-state.c ---- */
+
+/* Add copies of @msg [n]. Return: 0; RPC_INVALID_ARGS: a role, @why names it; RPC_TOO_LARGE: more
+ * than TALK_MESSAGES_MAX messages, or more text than ENGINE_TEXT_MAX; -ENOMEM. On anything but 0
+ * the state is as before. */
+int talk_state_add(struct talk_state *s, const struct chat_message *msg, size_t n, struct why *why);
+/* Bytes that @msg [n] count for, in talk_state.n_byte too. */
+size_t talk_state_size(const struct chat_message *msg, size_t n);
+/* Its messages and after them @msg [n], in @ret_msg [ret_n]: the caller's to free, texts borrowed.
+ * Return: 0 or -ENOMEM. */
+int talk_state_join(const struct talk_state *s, const struct chat_message *msg, size_t n,
+                    struct chat_message **ret_msg, size_t *ret_n);
+/* Back to the first @n messages. */
+void talk_state_cut(struct talk_state *s, size_t n);
+/* Without the @n first messages that are no instructions. */
+void talk_state_drop(struct talk_state *s, size_t n);
+/* Copy @from. Return: 0 or -ENOMEM. @ret is to be deinitialised in any case. */
+int talk_state_copy(struct talk_state *ret, const struct talk_state *from);
+
+/* ---- talks ---- */
+
+/**
+ * talk_open() - a new one, for the user of @owner
+ * @state:      moved from on 0
+ * @ret_limit:  on RPC_QUOTA_EXCEEDED
+ *
+ * Return: 0; RPC_QUOTA_EXCEEDED: the user has too many, or too much text in them; -ENOMEM.
+ */
+int talk_open(struct server *server, const struct session *owner, struct talk_state *state,
+              struct talk **ret_talk, uint64_t *ret_limit, struct why *why);
+/* As talk_open(), for @msg [n] more in @t. */
+int talk_check_room(const struct talk *t, const struct chat_message *msg, size_t n,
+                    uint64_t *ret_limit, struct why *why);
+/**
+ * talk_answer() - an exchange is over: add question and answer
+ * @asked:      [n_asked]
+ * @text:       [n_text] of the answer, any bytes
+ * @n_drop:     messages it went without, see talk_state_drop()
+ *
+ * Return: as talk_state_add(), with the talk as before on anything but 0.
+ */
+int talk_answer(struct talk *t, const struct chat_message *asked, size_t n_asked, const char *text,
+                size_t n_text, size_t n_drop, struct why *why);
+/* The one with this number, if it is of this user; NULL: there is none. It counts as touched. */
+struct talk *talk_find(struct server *server, uid_t uid, uint64_t id);
+/* End its exchange and forget it. */
+void talk_close(struct talk *t);
+/* Close all that @owner opened. */
+void talk_close_all(struct server *server, const struct session *owner);
+
+/* Whoever works on a talk while it may be closed keeps a reference. */
+struct talk *talk_ref(struct talk *t);
+struct talk *talk_unref(struct talk *t);
+
+/* ---- saved talks: talk-save.c ---- */
+
+struct talk_blob { /* bytes of a file */
+    char *p;
+    size_t n;
+};
+
+/* Return: 0 or -ENOMEM. @ret->p is the caller's to free. */
+int talk_pack(const struct talk_state *s, struct talk_blob *ret);
+/* Return: 0; RPC_CORRUPT: no talk, @why says what is wrong; -ENOMEM. Reads what anybody may have
+ * written. @ret is to be deinitialised on 0. */
+int talk_unpack(const void *p, size_t n, struct talk_state *ret, struct why *why);
