@@ -19,6 +19,7 @@ static const char help[] =
     "\n"
     "  run [PROMPT]         answer one prompt; also from a pipe, or - for stdin\n"
     "  chat                 talk; Ctrl-C stops an answer, Ctrl-D ends\n"
+    "  sessions             conversations that are open\n"
     "  status               what the service is doing\n"
     "  topology             which memory and CPUs it uses\n"
     "  list                 models there are\n"
@@ -42,12 +43,17 @@ static const char help[] =
     "      --stop TEXT      end the answer where TEXT would begin; repeatable\n"
     "      --deadline TIME  end the answer after TIME: 30, 500ms, 2min; also for wait\n"
     "      --priority WORD  interactive, default or background\n"
+    "chat:\n"
+    "      --overflow WORD  when the conversation outgrows the context: drop-oldest or error\n"
+    "      --save           keep the conversation at the end, and say how to go on with it\n"
+    "      --resume TOKEN   go on with one that was kept\n"
     "run:\n"
     "  -f, --file FILE      add a file to the prompt; repeatable\n"
     "      --raw            continue the prompt as it is, without a chat template\n"
     "      --logprobs N     with --json: N alternatives for each token\n"
     "      --no-stream      print the answer when it is complete\n"
     "others:\n"
+    "      --all            sessions: those of all users\n"
     "      --tensors        show: list them, too\n"
     "      --no-wait        load: return at once\n"
     "  -n, --count N        top: print N times and end\n"
@@ -73,7 +79,8 @@ enum {
     V_WAIT = 1 << 5,
     V_OTHER = 1 << 6,
     V_TOP = 1 << 7,
-    V_ALL = (1 << 8) - 1,
+    V_SESSIONS = 1 << 8,
+    V_ALL = (1 << 9) - 1,
     V_ANSWER = V_RUN | V_CHAT,
 };
 
@@ -85,6 +92,7 @@ static const struct verb {
 } verbs[] = {
     { "run", V_RUN, 1, verb_run },
     { "chat", V_CHAT, 0, verb_chat },
+    { "sessions", V_SESSIONS, 0, verb_sessions },
     { "status", V_OTHER, 0, verb_status },
     { "topology", V_OTHER, 0, verb_topology },
     { "list", V_OTHER, 0, verb_list },
@@ -116,6 +124,10 @@ enum opt_id {
     OPT_STOP,
     OPT_DEADLINE,
     OPT_PRIORITY,
+    OPT_OVERFLOW,
+    OPT_SAVE,
+    OPT_RESUME,
+    OPT_ALL,
     OPT_RAW,
     OPT_LOGPROBS,
     OPT_NO_STREAM,
@@ -147,6 +159,10 @@ static const struct option options[] = {
     { "stop",        required_argument, NULL, OPT_STOP },
     { "deadline",    required_argument, NULL, OPT_DEADLINE },
     { "priority",    required_argument, NULL, OPT_PRIORITY },
+    { "overflow",    required_argument, NULL, OPT_OVERFLOW },
+    { "save",        no_argument,       NULL, OPT_SAVE },
+    { "resume",      required_argument, NULL, OPT_RESUME },
+    { "all",         no_argument,       NULL, OPT_ALL },
     { "raw",         no_argument,       NULL, OPT_RAW },
     { "logprobs",    required_argument, NULL, OPT_LOGPROBS },
     { "no-stream",   no_argument,       NULL, OPT_NO_STREAM },
@@ -178,6 +194,10 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_STOP,        V_ANSWER },
     { OPT_DEADLINE,    V_ANSWER | V_WAIT },
     { OPT_PRIORITY,    V_ANSWER },
+    { OPT_OVERFLOW,    V_CHAT },
+    { OPT_SAVE,        V_CHAT },
+    { OPT_RESUME,      V_CHAT },
+    { OPT_ALL,         V_SESSIONS },
     { OPT_RAW,         V_RUN },
     { OPT_LOGPROBS,    V_RUN },
     { OPT_NO_STREAM,   V_RUN },
@@ -465,8 +485,34 @@ static int set_sampling(struct ctl *c, int opt, const char *arg) {
     }
 }
 
+/* An option without an argument. Return: is it one? */
+static bool set_flag(struct ctl *c, int opt) {
+    /* clang-format off */
+    const struct { int opt; bool *flag; } flags[] = {
+        { OPT_THINKING,  &c->generate.thinking },
+        { OPT_SAVE,      &c->save },
+        { OPT_ALL,       &c->all },
+        { OPT_RAW,       &c->raw },
+        { OPT_NO_STREAM, &c->no_stream },
+        { OPT_TENSORS,   &c->tensors },
+        { OPT_NO_WAIT,   &c->no_wait },
+        { OPT_SPECIAL,   &c->special },
+        { OPT_BOS,       &c->bos },
+        { OPT_QUIET,     &c->quiet },
+    };
+    /* clang-format on */
+
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++)
+        if (flags[i].opt == opt) {
+            *flags[i].flag = true;
+            return true;
+        }
+
+    return false;
+}
+
 static int set_option(struct ctl *c, int opt, const char *arg) {
-    int r = set_sampling(c, opt, arg);
+    int r = set_flag(c, opt) ? 0 : set_sampling(c, opt, arg);
 
     if (r >= 0)
         return r;
@@ -489,29 +535,11 @@ static int set_option(struct ctl *c, int opt, const char *arg) {
     case OPT_SOCKET:
         c->socket = arg;
         break;
-    case OPT_THINKING:
-        c->generate.thinking = true;
+    case OPT_OVERFLOW:
+        c->overflow = arg; /* the service knows the words */
         break;
-    case OPT_RAW:
-        c->raw = true;
-        break;
-    case OPT_NO_STREAM:
-        c->no_stream = true;
-        break;
-    case OPT_TENSORS:
-        c->tensors = true;
-        break;
-    case OPT_NO_WAIT:
-        c->no_wait = true;
-        break;
-    case OPT_SPECIAL:
-        c->special = true;
-        break;
-    case OPT_BOS:
-        c->bos = true;
-        break;
-    case OPT_QUIET:
-        c->quiet = true;
+    case OPT_RESUME:
+        c->resume = arg;
         break;
     case OPT_NO_PAGER:
         break;

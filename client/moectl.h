@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "client/moe-session.h"
 #include "client/moe.h"
 
 enum ctl_exit {
@@ -37,9 +38,10 @@ struct ctl {
     const char *socket; /* --socket, or NULL */
     enum ctl_json json;
     bool quiet, raw, no_stream, no_wait, tensors, special, bos;
-    const char *system;
-    uint64_t deadline_usec; /* MOE_FOREVER: none */
-    uint64_t seed, count;   /* top: refreshes, 0: nothing said */
+    bool save, all;                         /* --save; --all */
+    const char *system, *resume, *overflow; /* --resume: a token */
+    uint64_t deadline_usec;                 /* MOE_FOREVER: none */
+    uint64_t seed, count;                   /* top: refreshes, 0: nothing said */
     const char *files[CTL_LIST_MAX], *stop[CTL_LIST_MAX];
     size_t n_files, n_stop;
     struct moe_generate generate; /* as the options say */
@@ -55,6 +57,18 @@ struct ctl {
 struct ctl_text {
     char *p;
     size_t n, size;
+};
+
+/* One answer on its way to the terminal; .c is to be set, .text.p to be freed. */
+struct ctl_answer {
+    struct ctl *c;
+    struct ctl_text text; /* what was streamed; kept for the conversation */
+    bool thinking;        /* the last piece was a thought */
+    bool done;
+    bool lost;          /* there is no such session; nobody was told */
+    int code;           /* to exit with */
+    char last;          /* byte of the output */
+    uint64_t n_dropped; /* messages the session went without */
 };
 
 /* Set by SIGINT, which is blocked outside of ctl_poll() and the *_wait() functions. */
@@ -93,9 +107,14 @@ int ctl_read_input(struct ctl *c, struct ctl_text *ret);
  * interrupted; -errno. */
 int ctl_read_line(struct ctl *c, struct ctl_text *ret);
 
+/* moectl-run.c: ask what c->generate says, of a session or (NULL) of none, and show the answer as
+ * it comes. Ctrl-C stops the answer. Return: an exit code. */
+int ctl_ask(struct ctl_answer *a, const uint64_t *session);
+
 /* The verbs. Return: an exit code. */
 int verb_run(struct ctl *c);
 int verb_chat(struct ctl *c);
+int verb_sessions(struct ctl *c);
 int verb_status(struct ctl *c);
 int verb_topology(struct ctl *c);
 int verb_list(struct ctl *c);

@@ -111,6 +111,19 @@ def answers(*pieces, thoughts=(), **more):
     return {"generate": generate}
 
 
+def chats(script):
+    """The same for session.generate, in sessions that are numbered."""
+    last = [0]
+
+    def open_session(service, msgid, params):
+        last[0] += 1
+        service.result(msgid, {"session": last[0], "model": "tiny"})
+
+    return {"session.open": open_session, "session.generate": script["generate"],
+            "session.close": lambda s, i, p: s.result(i, {}), "session.save": lambda s, i, p: s.result(i, {"token": "ab" * 16}),
+            "session.restore": lambda s, i, p: s.result(i, {"session": 77, "model": "tiny"})}
+
+
 def fails(method, *error):
     return {method: lambda s, i, p: s.error(i, *error)}
 
@@ -577,10 +590,10 @@ class Terminal(Case):
             else:
                 answers(f"re: {text}", stop_reason="length" if text == "long" else "stop")["generate"](
                     service, msgid, params)
-        service = self.serve({"generate": generate})
+        service = self.serve(chats({"generate": generate}))
 
-        def talk():
-            return [(m["role"], m["content"]) for m in service.params()["messages"]]
+        def said(method):
+            return [(m["role"], m["content"]) for m in service.params(method).get("messages", [])]
 
         self.start("chat", "--system", "be kind")
         self.expect(b"/help for more")
@@ -603,19 +616,26 @@ class Terminal(Case):
         self.expect(b"cut short")
         self.type(b"//two\n")
         self.expect(b"re: /two")
-        self.assertEqual(talk(), [("system", "be kind"), ("user", "one"), ("assistant", "re: one"), ("user", "long"),
-                                  ("assistant", "re: long"), ("user", "/two")])
+        self.assertEqual(said("session.open"), [("system", "be kind")])
+        self.assertEqual(said("session.generate"), [("user", "/two")])
+        self.assertEqual(service.params("session.generate")["overflow"], "drop-oldest")
+        self.assertEqual([m for m, _ in service.seen].count("session.open"), 1)
         self.type(b"/reset\n")
         self.expect(b"(forgotten)")
         self.type(b"three\n")
         self.expect(b"re: three")
-        self.assertEqual(talk(), [("system", "be kind"), ("user", "three")])
+        self.assertEqual(service.params("session.close"), {"session": 1})
+        self.assertEqual(said("session.open"), [("system", "be kind")])
+        self.assertEqual(service.params("session.generate")["session"], 2)
+        self.expect(b"> ")
+        self.type(b"/save\n")
+        self.expect(b"moectl chat --resume " + b"ab" * 16)
         self.expect(b"> ")
         self.type(b"\x04")
         self.assertEqual(self.end()[0], 0)
 
     def test_chat_outlives_the_service(self):
-        service = self.serve(answers("hello"))
+        service = self.serve(chats(answers("hello")))
         self.start("chat")
         self.expect(b"> ")
         self.type(b"a\n")
@@ -624,7 +644,8 @@ class Terminal(Case):
         self.assertTrue(service.hung_up.wait(10))
         self.type(b"b\n")
         self.expect(b"hello\r\n> ")
-        self.assertEqual(len(service.params()["messages"]), 3)
+        self.assertEqual([m["content"] for m in service.params("session.open")["messages"]], ["a", "hello"])
+        self.assertEqual([m["content"] for m in service.params("session.generate")["messages"]], ["b"])
         service.listener.close()
         os.unlink(service.path)
         service.conn.shutdown(socket.SHUT_RDWR)
@@ -638,11 +659,52 @@ class Terminal(Case):
         self.assertEqual(self.end()[0], 0)
 
     def test_chat_from_a_pipe(self):
-        service = self.serve(answers("ok"))
+        service = self.serve(chats(answers("ok")))
         run = self.moectl("chat", stdin=b"first\nsecond, without an end")
         self.check(run, 0, b"ok\nok\n", "^$")
-        self.assertEqual([m["content"] for m in service.params()["messages"]],
-                         ["first", "ok", "second, without an end"])
+        self.assertEqual([p["messages"][0]["content"] for m, p in service.seen if m == "session.generate"],
+                         ["first", "second, without an end"])
+
+    def test_chat_is_reopened(self):
+        """A session that was closed for being idle; what the service dropped is not sent again."""
+        service = self.serve(chats(answers("ok", dropped_messages=2)))
+        generate, n = service.script["session.generate"], [0]
+
+        def forgets(service, msgid, params):
+            n[0] += 1
+            if n[0] == 3:
+                service.error(msgid, 14, "NoSuchSession", "no session 1")
+            else:
+                generate(service, msgid, params)
+        service.script["session.generate"] = forgets
+        run = self.moectl("chat", "--system", "s", stdin=b"one\ntwo\nthree\n")
+        self.check(run, 0, b"ok\nok\nok\n", "^(.the oldest 2 messages do not fit any more and are forgotten.\n){3}$")
+        self.assertEqual([m["content"] for m in service.params("session.open")["messages"]], ["s"])
+        self.assertEqual([p["session"] for m, p in service.seen if m == "session.generate"], [1, 1, 1, 2])
+        service.script["session.generate"] = fails("x", 14, "NoSuchSession", "no")["x"]
+        run = self.moectl("chat", stdin=b"one\n")
+        self.check(run, 0, b"", "does not keep the conversation")
+
+    def test_chat_saved(self):
+        service = self.serve(chats(answers("ok")))
+        run = self.moectl("chat", "--resume", "cd" * 16, "--save", "--overflow", "error", stdin=b"one\n")
+        self.check(run, 0, b"ok\n", "^.saved; go on with: moectl chat --resume " + "ab" * 16)
+        self.assertEqual(service.params("session.restore"), {"token": "cd" * 16})
+        self.assertEqual(service.params("session.save"), {"session": 77})
+        self.assertEqual(service.params("session.generate")["overflow"], "error")
+        self.serve(chats(answers("ok")) | fails("session.restore", 15, "Corrupt", "the saved session is damaged"))
+        self.check(self.moectl("chat", "--resume", "x", stdin=b"one\n"), 4, b"", "is damaged")
+
+    def test_sessions(self):
+        sessions = [{"session": 3, "user": 1000, "model": "tiny", "messages": 5, "bytes": 2048, "idle_us": 2000000,
+                     "busy": False, "own": False}]
+        self.serve(returns("session.list", {"sessions": sessions}))
+        run = self.moectl("sessions")
+        self.check(run, 0, None, "^$")
+        self.assertRegex(run.stdout, rb"^SESSION .*\n +3 +5 +2.0 KiB +2\S* s +tiny\n$")
+        self.assertIn(b" 1000 ", self.moectl("sessions", "--all").stdout)
+        self.assertEqual(self.service.params("session.list"), {"all": True})
+        self.assertEqual(json.loads(self.moectl("sessions", "--json").stdout), {"sessions": sessions})
 
 
 class Example(Case):
