@@ -79,8 +79,9 @@ static int open_new(const struct image *img, const char *name, int *ret_fd) {
     return 0;
 }
 
-/* Room for the whole file, and a reserve for whoever else writes there. */
-static int make_room(const struct image *img, int fd, struct why *why) {
+/* Is there room for the whole file, and a reserve for whoever else writes there? It is not taken at
+ * once: a file system in memory would take all of it from one node. */
+static int check_room(const struct image *img, int fd, struct why *why) {
     uint64_t need = img->head->data_at + img->head->data_size, room, reserve;
     struct statvfs v;
 
@@ -95,8 +96,6 @@ static int make_room(const struct image *img, int fd, struct why *why) {
                        "%s: takes %" PRIu64 " bytes, %" PRIu64 " are free, %" PRIu64
                        " must stay so",
                        img->name, need, room, reserve);
-    if (fallocate(fd, 0, 0, (off_t)need) < 0 && errno != EOPNOTSUPP)
-        return why_set(why, errno == ENOSPC ? IMAGE_FULL : err_new(-errno), "%s: %m", img->name);
     return 0;
 }
 
@@ -158,7 +157,7 @@ static int write_head(struct image *img, int fd) {
 
 static int write_file(struct image *img, int fd, uint8_t *data, image_slab_fn *before, void *arg,
                       const atomic_bool *stop, struct why *why) {
-    int r = make_room(img, fd, why);
+    int r = check_room(img, fd, why);
 
     if (r != 0)
         return err_up(r);
