@@ -108,6 +108,18 @@ static void put_value(const struct ctl *c, const struct moe_value *v) {
     }
 }
 
+/* How long the model stays, and what is done because memory is short. */
+static void put_pressure(const struct ctl *c, const struct moe_value *status) {
+    const struct moe_value *pressure = moe_get(status, "pressure");
+
+    put_label("Residency");
+    put(c, text_of(status, "residency"));
+    if (uint_of(pressure, "level"))
+        (void)printf(", memory is short: step %ju of %ju", (uintmax_t)uint_of(pressure, "level"),
+                     (uintmax_t)uint_of(pressure, "max"));
+    (void)fputs("\n", stdout);
+}
+
 int verb_status(struct ctl *c) {
     const struct moe_value *v, *memory, *queue, *tokens;
     int r;
@@ -135,6 +147,8 @@ int verb_status(struct ctl *c) {
                  ctl_bytes(uint_of(memory, "kv")));
     if (moe_get(v, "weights"))
         (void)printf("%12s: from the model's %s\n", "Weights", text_of(v, "weights"));
+    if (moe_get(v, "pressure"))
+        put_pressure(c, v);
     (void)printf("%12s: %ju, ", "Threads", (uintmax_t)uint_of(v, "threads"));
     put(c, text_of(v, "tier"));
     if (moe_size(moe_get(v, "shards")) > 1)

@@ -39,18 +39,20 @@ static const struct config_key keys[] = {
       "message bus to serve on; auto: the service manager's, if it started us; read at start only" },
     { "cache-dir",        CONFIG_PATH, AT(cache_dir),       0, 4095,       "", { NULL },
       "where packed weights and saved sessions are kept; unset: $CACHE_DIRECTORY, if there is one" },
-    { "cache-weights",    CONFIG_BOOL, AT(cache_weights),   0, 1,          "yes", { NULL },
-      "keep packed weights, so that a later start maps them; takes as much disk as the model" },
     { "context",          CONFIG_UINT, AT(context),         0, 1 << 20,    "0", { NULL },
       "tokens of context; 0: what the model was trained for, as far as kv-bytes holds it" },
     { "default-model",    CONFIG_STR,  AT(default_model),   0, 255,        "", { NULL },
       "id of the model that is meant when none is named; unset: the first by name" },
     { "exact",            CONFIG_BOOL, AT(exact),           0, 1,          "no", { NULL },
       "float activations everywhere: slower, for comparisons" },
+    { "idle-timeout",     CONFIG_UINT, AT(idle_timeout),    1, 1u << 31,   "300", { NULL },
+      "seconds without work after which a model goes, with residency = idle" },
     { "kv-bytes",         CONFIG_SIZE, AT(kv_bytes),        0, 1ull << 50, "0", { NULL },
       "bound of the K/V cache; 0: a quarter of the memory" },
     { "kv-type",          CONFIG_ENUM, AT(kv_type),         0, 0,          "f16", { "f16", "f32", "q8_0" },
       "format of the K/V cache; q8_0: half of f16" },
+    { "lock-weights",     CONFIG_BOOL, AT(lock_weights),    0, 1,          "no", { NULL },
+      "keep packed weights from being paged out, as far as the limit on locked memory allows" },
     { "log",              CONFIG_STR,  AT(log),             0, 255,        "", { NULL },
       "levels as in $MOE_LOG, which wins: 6, or rpc:7,models:7; read at start only" },
     { "max-connections",  CONFIG_UINT, AT(max_connections), 1, 65536,      "256", { NULL },
@@ -60,10 +62,19 @@ static const struct config_key keys[] = {
     { "model-dir",        CONFIG_PATH, AT(model_dir),       0, 4095,
       "/var/lib/moed/models", { NULL },
       "serve the *.gguf files of this folder" },
+    { "oversize",         CONFIG_BOOL, AT(oversize),        0, 1,          "yes", { NULL },
+      "load also a model for which there is too little memory: its pages come and go" },
     { "preload",          CONFIG_BOOL, AT(preload),         0, 1,          "yes", { NULL },
       "load the default model at start, not at the first request" },
+    { "pressure-calm",    CONFIG_UINT, AT(pressure_calm),   1, 86400,      "30", { NULL },
+      "seconds without memory pressure, for taking back one of the steps against it" },
+    { "pressure-watch",   CONFIG_PATH, AT(pressure_watch),  0, 4095,       "", { NULL },
+      "file, FIFO or socket that tells of memory pressure; unset: $MEMORY_PRESSURE_WATCH, or the kernel" },
     { "queue",            CONFIG_UINT, AT(queue),           1, 4096,       "64", { NULL },
       "generations that may wait for a place, and other requests likewise" },
+    { "residency",        CONFIG_ENUM, AT(residency),       0, 0,
+      "pressure", { "idle", "pressure", "pinned" },
+      "when the model goes: without work for a time, when memory is short, never" },
     { "saved-bytes",      CONFIG_SIZE, AT(saved_bytes),     0, 1ull << 50, "4G", { NULL },
       "saved sessions of all users together; what is saved beyond that makes the oldest go" },
     { "sequences",        CONFIG_UINT, AT(sequences),       0, 1024,       "0", { NULL },
@@ -86,6 +97,9 @@ static const struct config_key keys[] = {
       "part of kv-bytes that generations of one user may have; 0: all" },
     { "user-sessions",    CONFIG_UINT, AT(user_sessions),   1, 65536,      "64", { NULL },
       "open sessions of one user" },
+    { "weights-store",    CONFIG_ENUM, AT(weights_store),   0, 0,
+      "cache", { "cache", "fdstore", "none" },
+      "where packed weights are kept for a later start: as a file, in memory, not at all" },
 };
 /* clang-format on */
 
@@ -250,6 +264,7 @@ struct config *config_free(struct config *c) {
     free(c->log);
     free(c->cache_dir);
     usecase_deinit(&c->use_cases);
+    free(c->pressure_watch);
     for (size_t i = 0; i < N_KEY; i++)
         free(c->from[i]);
     free(c);

@@ -34,14 +34,16 @@ enum {
     CONFIG_BAD, /* @why says where and what */
 };
 
-enum { CONFIG_KEY_MAX = 40 };
+enum { CONFIG_KEY_MAX = 48 };
 
 enum config_bus { CONFIG_BUS_AUTO, CONFIG_BUS_SYSTEM, CONFIG_BUS_SESSION, CONFIG_BUS_NONE };
+enum config_store { CONFIG_STORE_CACHE, CONFIG_STORE_FDSTORE, CONFIG_STORE_NONE };
 enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32, CONFIG_KV_Q8_0 };
 
 struct config {
-    char *model, *model_dir, *default_model, *log, *cache_dir; /* NULL: not set */
-    bool preload, exact, cache_weights;
+    char *model, *model_dir, *default_model, *log, *cache_dir, *pressure_watch; /* NULL: not set */
+    bool preload, exact, lock_weights, oversize;
+    uint64_t weights_store, residency, idle_timeout, pressure_calm;
     uint64_t bus, context, kv_bytes, kv_type, threads, batch, queue, max_connections, sequences,
         stall_timeout, step_bound, user_bytes, user_connections, user_jobs, user_kv_bytes;
     uint64_t user_sessions, session_idle, saved_bytes;

@@ -9,6 +9,7 @@
 #include <systemd/sd-daemon.h>
 
 #include "daemon/listen.h"
+#include "daemon/rpc.h"
 #include "engine/base/log.h"
 
 enum { LISTEN_BACKLOG = 128 };
@@ -22,7 +23,7 @@ void listen_deinit(struct listen *l) {
     *l = (struct listen){ 0 };
 }
 
-int listen_systemd(struct listen *l, struct why *why) {
+int listen_systemd(struct listen *l, struct fdstore *store, struct why *why) {
     char **names = NULL;
     int n = sd_listen_fds_with_names(1, &names);
 
@@ -37,6 +38,8 @@ int listen_systemd(struct listen *l, struct why *why) {
             sd_is_socket_unix(fd, SOCK_STREAM, 1, NULL, 0) > 0) {
             (void)fcntl(fd, F_SETFL, O_NONBLOCK | fcntl(fd, F_GETFL));
             l->fd[l->n++] = fd;
+        } else if (sd_is_socket(fd, AF_UNSPEC, 0, -1) == 0) {
+            fdstore_take(store, names[i], fd);
         } else {
             log_warning("listen",
                         "descriptor %d (%s) is no listening stream socket named rpc: "
@@ -49,6 +52,28 @@ int listen_systemd(struct listen *l, struct why *why) {
 
     free(names);
     return 0;
+}
+
+static void refuse(int fd, const msgpack_sbuffer *frame) {
+    int client;
+
+    while ((client = accept4(fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK)) >= 0) {
+        (void)send(client, frame->data, frame->size, MSG_NOSIGNAL);
+        (void)close(client);
+    }
+}
+
+void listen_refuse(const struct listen *l, const char *message) {
+    msgpack_sbuffer frame;
+    msgpack_packer p;
+
+    msgpack_sbuffer_init(&frame);
+    msgpack_packer_init(&p, &frame, msgpack_sbuffer_write);
+    wire_pack_notify(&p, "rpc.error");
+    rpc_pack_error(&p, RPC_INTERNAL, message, NULL);
+    for (size_t i = 0; i < l->n; i++)
+        refuse(l->fd[i], &frame);
+    msgpack_sbuffer_destroy(&frame);
 }
 
 /* Is @addr a socket file that a dead process left behind? */

@@ -9,6 +9,8 @@
 
 #include <stddef.h>
 
+#include "daemon/fdstore.h"
+
 #include "engine/base/auto.h"
 #include "engine/base/err.h"
 
@@ -30,9 +32,14 @@ struct listen {
 /* Closes what nobody took (fd >= 0) and removes the file if it is still ours. */
 void listen_deinit(struct listen *l);
 
-/* The stream sockets that the service manager passed under the name "rpc". Anything else it passed
- * is closed, with a warning. Return: 0 (perhaps with none), LISTEN_BAD, or -errno. */
-int listen_systemd(struct listen *l, struct why *why);
+/* The stream sockets that the service manager passed under the name "rpc". Other sockets are
+ * closed, with a warning; what is no socket is @store's.
+ * Return: 0 (perhaps with none), LISTEN_BAD, or -errno. */
+int listen_systemd(struct listen *l, struct fdstore *store, struct why *why);
+
+/* Tell all who wait at the sockets in @l that they are not served, and close them: a service that
+ * ends with clients waiting at its socket is started again for them, at once. */
+void listen_refuse(const struct listen *l, const char *message);
 
 /* Bind @path, for this user alone (mode 0600). A file that is there already is replaced only if it
  * is a socket on which nobody listens. Return: 0, LISTEN_BAD, or -errno. */

@@ -12,6 +12,7 @@
 #include "daemon/listen.h"
 #include "daemon/notify.h"
 #include "daemon/server.h"
+#include "daemon/watchdog.h"
 #include "engine/base/log.h"
 
 enum { EXIT_USAGE = 2, ARG_SET_MAX = 16 };
@@ -35,6 +36,8 @@ static const char usage[] =
     "  --check-config     print the values in force and where they come from\n"
     "  --describe         print the methods and the configuration keys\n"
     "  --api-info         print what server.info answers, as msgpack\n"
+    "  --stopped          give up weights that are kept, if the service ended for want of memory:\n"
+    "                     for the service manager, when it has ended\n"
     "  --help, --version\n"
     "\n"
     "Exit status: 0 stopped as asked, 1 failed, 2 wrong usage, 78 bad configuration.\n";
@@ -69,15 +72,25 @@ static void set(const char *key, const char *value, const char *from) {
         arg_set[arg_n_set++] = (struct config_set){ key, value, from };
 }
 
+/* clang-format off */
+static const struct option options[] = {
+    { "model",         required_argument, NULL, 'm' },
+    { "socket",        required_argument, NULL, 's' },
+    { "ctx",           required_argument, NULL, 'c' },
+    { "threads",       required_argument, NULL, 't' },
+    { "config",        required_argument, NULL, 'f' },
+    { "config-root",   required_argument, NULL, 'r' },
+    { "check-config",  no_argument,       NULL, 'C' },
+    { "describe",      no_argument,       NULL, 'D' },
+    { "api-info",      no_argument,       NULL, 'A' },
+    { "help",          no_argument,       NULL, 'h' },
+    { "stopped",       no_argument,       NULL, 'S' },
+    { "version",       no_argument,       NULL, 'V' },
+    { NULL, 0, NULL, 0 },
+};
+/* clang-format on */
+
 static int parse_args(int argc, char **argv) {
-    static const struct option options[] = {
-        { "model", required_argument, NULL, 'm' },  { "socket", required_argument, NULL, 's' },
-        { "ctx", required_argument, NULL, 'c' },    { "threads", required_argument, NULL, 't' },
-        { "config", required_argument, NULL, 'f' }, { "config-root", required_argument, NULL, 'r' },
-        { "check-config", no_argument, NULL, 'C' }, { "describe", no_argument, NULL, 'D' },
-        { "api-info", no_argument, NULL, 'A' },     { "help", no_argument, NULL, 'h' },
-        { "version", no_argument, NULL, 'V' },      { NULL, 0, NULL, 0 },
-    };
     int opt;
 
     while ((opt = getopt_long(argc, argv, "h", options, NULL)) != -1) {
@@ -108,6 +121,9 @@ static int parse_args(int argc, char **argv) {
             break;
         case 'A':
             arg_print = print_api_info;
+            break;
+        case 'S':
+            arg_print = fdstore_after_stop;
             break;
         case 'h':
             arg_print = print_usage;
@@ -160,7 +176,7 @@ static struct event_base *main_base_free(struct event_base *base) {
 AUTO_DEFINE(struct event_base *, main_base_free)
 
 static int listen_all(struct server *server, struct listen *l, struct why *why) {
-    int r = listen_systemd(l, why);
+    int r = listen_systemd(l, models_store(server->models), why);
 
     if (!r && arg_socket)
         r = listen_bind(l, arg_socket, why);
@@ -212,6 +228,7 @@ static int run(struct config *config, struct why *why) {
     AUTO(main_base_free) struct event_base *base = event_base_new();
     AUTO(server_free) struct server *server = NULL;
     AUTO(bus_free) struct bus *bus = NULL;
+    AUTO(watchdog_free) struct watchdog *watchdog = NULL;
     struct listen listen = { 0 };
     int r;
 
@@ -226,10 +243,22 @@ static int run(struct config *config, struct why *why) {
     if (!r)
         r = bus_new(&bus, server);
     if (!r)
+        r = watchdog_new(&watchdog, base, server->models);
+    if (!r)
         r = serve(base, server);
     listen_deinit(&listen);
 
     return err_up(r);
+}
+
+static void refuse_clients(void) {
+    struct fdstore store = { 0 };
+    struct listen listen = { 0 };
+
+    if (!listen_systemd(&listen, &store, NULL))
+        listen_refuse(&listen, "the service cannot start; its log says why");
+    fdstore_deinit(&store);
+    listen_deinit(&listen);
 }
 
 int main(int argc, char **argv) {
@@ -248,6 +277,7 @@ int main(int argc, char **argv) {
     r = config_new(&config, arg_root, arg_config, arg_set, arg_n_set, &why);
     if (r) {
         log_error("main", "%s", r > 0 ? why.text : strerror(-r));
+        refuse_clients();
         return r > 0 ? EX_CONFIG : EXIT_FAILURE;
     }
     if (arg_check) {

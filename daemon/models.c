@@ -38,6 +38,13 @@ struct models {
     LIST_HEAD(, models_job) jobs;
     uint32_t n_job;
 
+    struct fdstore store; /* weights of the resident model, or of the last start's */
+    usec_t idle_since;    /* when it was loaded or had its last work */
+
+    unsigned tidy; /* what engines are told, see engine_tidy() */
+    bool closed;
+    uint64_t need, have; /* bytes, of the last MODELS_MEMORY */
+
     TAILQ_HEAD(, models_load) loads; /* oldest first */
     uint32_t n_load;
     struct models_load *load; /* the one of the resident model; NULL once it is forgotten */
@@ -106,7 +113,7 @@ const char *models_reason(const struct models *m) {
     return m->reason.text;
 }
 
-void models_engine(struct models *m, struct engine_status *ret) {
+void models_engine(const struct models *m, struct engine_status *ret) {
     *ret = (struct engine_status){ .tier = "" };
     if (m->engine)
         engine_status(m->engine, ret);
@@ -212,6 +219,23 @@ static void say_status(struct models *m, const struct engine_event *ev) {
                       ev && ev->total ? (unsigned)(ev->done * 100 / ev->total) : 0);
 }
 
+/* Weights that are refused make room for those that are read meanwhile. */
+static void drop_refused(struct models *m) {
+    struct engine_status st;
+
+    engine_status(m->engine, &st);
+    if (st.refused)
+        fdstore_drop(&m->store);
+}
+
+/* Weights in memory, if they are, are kept, unless they were. */
+static void keep_weights(struct models *m) {
+    int fd = engine_info(m->engine)->from_memory ? -1 : engine_weights(m->engine);
+
+    if (fd >= 0)
+        fdstore_put(&m->store, fd);
+}
+
 static void on_progress(struct models *m, const struct engine_event *ev) {
     usec_t now = clock_usec();
     struct models_job *job, *next;
@@ -221,6 +245,7 @@ static void on_progress(struct models *m, const struct engine_event *ev) {
         return;
 
     m->progress_usec = now;
+    drop_refused(m);
     say_status(m, ev);
     w = m->load ? LIST_FIRST(&m->load->waiters) : NULL;
     for (; w; w = LIST_NEXT(w, link))
@@ -234,10 +259,15 @@ static void on_progress(struct models *m, const struct engine_event *ev) {
 static void on_loaded(struct models *m) {
     const struct model_info *info = engine_info(m->engine);
 
+    drop_refused(m);
+    keep_weights(m);
     m->state = MODELS_LOADED;
+    m->idle_since = clock_usec();
+    engine_tidy(m->engine, m->tidy);
     log_info("models", "%s: loaded: %s, %s, %u tokens of context, weights %s", m->id, info->arch,
              info->quant, info->n_ctx,
-             info->from_image   ? "mapped from the cache"
+             info->from_memory  ? "as the last start left them in memory"
+             : info->from_image ? "mapped from the cache"
              : info->pack_bytes ? "packed"
                                 : "as in the file");
     say_status(m, NULL);
@@ -250,7 +280,9 @@ static void on_load_failed(struct models *m, const struct why *why) {
 
     while (at < n && (k = utf8_len(why->text + at, n - at)))
         at += k;
+    fdstore_drop(&m->store);
     m->state = MODELS_FAILED;
+    m->idle_since = clock_usec();
     (void)why_set(&m->reason, 0, "%.*s", (int)at, why->text);
     log_error("models", "%s: %s", m->id, m->reason.text);
     say_status(m, NULL);
@@ -261,6 +293,7 @@ static void job_event(struct models *m, struct models_job *job, const struct eng
     if (ev->kind == ENGINE_DONE) {
         LIST_REMOVE(job, link);
         m->n_job--;
+        m->idle_since = clock_usec();
     }
     job->event(job, ev);
 }
@@ -324,11 +357,15 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
         .bound_usec = c->step_bound * 1000,
         .kv_fmt = kv_fmt[c->kv_type],
         .exact = c->exact,
-        .cache_dir = c->cache_weights ? config_cache_dir(c) : NULL,
+        .cache_dir = c->weights_store == CONFIG_STORE_CACHE ? config_cache_dir(c) : NULL,
+        .in_memory = c->weights_store == CONFIG_STORE_FDSTORE,
     };
     struct models_load *load;
     int r;
 
+    if (m->id || !opt.in_memory) /* at start nobody knows yet whose they are: the engine tells */
+        fdstore_drop(&m->store);
+    opt.memory_fd = m->store.fd;
     drop(m, "another model was loaded");
     m->id = strdup(f->id);
     m->path = strdup(f->path);
@@ -354,9 +391,33 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
     return 0;
 }
 
+/* Is there memory for @f? Weights that may be paged out take what there is, unless the
+ * configuration wants all of a model in memory; those that may not need room for all of them, and
+ * for the cache. */
+static int admit(struct models *m, const struct registry_file *f, struct why *why) {
+    const struct config *c = m->config;
+    const struct model_info *info = models_info(m);
+
+    m->need = f->size + c->kv_bytes;
+    m->have = engine_memory();
+    if (m->closed)
+        return why_set(why, MODELS_MEMORY,
+                       "memory is short: no model is loaded until that is over");
+    if (info && !info->from_image && m->have <= UINT64_MAX - info->pack_bytes)
+        m->have += info->pack_bytes; /* the resident one goes first */
+    if (m->store.fd)                 /* what is there already */
+        return 0;
+    if ((c->oversize && !c->lock_weights && c->weights_store != CONFIG_STORE_FDSTORE) ||
+        m->need <= m->have)
+        return 0;
+    return why_set(why, MODELS_MEMORY, "%.100s takes %ju bytes of memory, %ju are to be had", f->id,
+                   (uintmax_t)m->need, (uintmax_t)m->have);
+}
+
 /* Make @id (NULL: see models_find()) the resident model, unless it is.
  * @again: try also what failed and has not changed since
- * Return: 0 when it is loading or loaded, MODELS_NONE, MODELS_BUSY, MODELS_UNAVAILABLE, -errno. */
+ * Return: 0 when it is loading or loaded, MODELS_NONE, MODELS_BUSY, MODELS_UNAVAILABLE,
+ * MODELS_MEMORY, -errno. */
 static int want(struct models *m, const char *id, uid_t uid, bool again, struct why *why) {
     const struct registry_file *f;
     struct print print;
@@ -376,6 +437,9 @@ static int want(struct models *m, const char *id, uid_t uid, bool again, struct 
     if (!again && m->id && strcmp(m->id, f->id) == 0 && print_same(&print, &m->print))
         return why_set(why, MODELS_UNAVAILABLE, "%s", m->reason.text);
 
+    r = admit(m, f, why);
+    if (r)
+        return err_up(r);
     r = start(m, f, uid, why);
     if (r)
         drop(m, "out of memory");
@@ -440,6 +504,7 @@ int models_unload(struct models *m, const char *id, uint32_t *ret_n_job) {
     }
 
     log_info("models", "%s: unloaded", m->id);
+    fdstore_drop(&m->store);
     drop(m, "the model was unloaded");
     say_status(m, NULL);
     return 0;
@@ -455,6 +520,33 @@ int models_remove(struct models *m, const char *id, struct why *why) {
     if (m->id && strcmp(m->id, id) == 0 && m->state != MODELS_FAILED)
         return why_set(why, MODELS_BUSY, "%.100s is loaded", id);
     return err_up(registry_remove(f));
+}
+
+/* ---- memory ---- */
+
+usec_t models_idle_usec(const struct models *m) {
+    if (!m->id || m->n_job || m->state == MODELS_LOADING)
+        return 0;
+    return clock_usec() - m->idle_since + 1;
+}
+
+void models_tidy(struct models *m, unsigned what) {
+    m->tidy = what;
+    if (m->engine && m->state == MODELS_LOADED)
+        engine_tidy(m->engine, what);
+}
+
+void models_close(struct models *m, bool closed) {
+    m->closed = closed;
+}
+
+struct fdstore *models_store(struct models *m) {
+    return &m->store;
+}
+
+void models_shortage(const struct models *m, uint64_t *ret_need, uint64_t *ret_have) {
+    *ret_need = m->need;
+    *ret_have = m->have;
 }
 
 /* ---- work ---- */
@@ -505,8 +597,20 @@ void models_watch(struct models *m, void (*changed)(void *arg), void *arg) {
     m->changed_arg = arg;
 }
 
+/* Threads that the configuration asks for, or the machine has now. */
+static void set_threads(struct models *m) {
+    int n = m->config->threads ? (int)m->config->threads : engine_usable();
+
+    if (n < 0)
+        log_warning("models", "cannot read the machine's layout: %s", strerror(-n));
+    else if (m->engine)
+        engine_limit(m->engine, (uint32_t)n);
+}
+
 void models_reconfigure(struct models *m, const struct config *config) {
     m->config = config;
+    (void)models_files(m);
+    set_threads(m);
     if (m->changed)
         m->changed(m->changed_arg);
 }
@@ -518,6 +622,7 @@ struct models *models_free(struct models *m) {
     drop(m, "the service is stopping");
     while (!TAILQ_EMPTY(&m->loads))
         load_free(m, TAILQ_FIRST(&m->loads));
+    fdstore_deinit(&m->store);
     registry_deinit(&m->files);
     free(m);
 

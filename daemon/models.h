@@ -8,7 +8,8 @@
  * anew whenever somebody asks, so a file dropped in is served without a reload. An id is the file
  * name without ".gguf" and without the part number of a split model.
  *
- * One engine at a time: another model is loaded when the resident one has no work. A model that
+ * One engine at a time: another model is loaded when the resident one has no work, and when there
+ * is memory for it. A model that
  * failed to load is not tried again by a request until its file changes; models_load() tries.
  *
  * Owner: the daemon thread.
@@ -21,6 +22,7 @@
 
 #include "daemon/clock.h"
 #include "daemon/config.h"
+#include "daemon/fdstore.h"
 #include "daemon/registry.h"
 #include "engine/engine.h"
 
@@ -36,6 +38,7 @@ enum {
     MODELS_QUEUE_FULL,  /* the engine's queue; see @ret_queue */
     MODELS_TOO_LARGE,   /* the request's text */
     MODELS_BAD,         /* a parameter; @why names it */
+    MODELS_MEMORY,      /* too little for that model; see models_shortage() */
 };
 
 /* @config is borrowed. */
@@ -46,7 +49,8 @@ AUTO_DEFINE(struct models *, models_free)
 
 /* Call @changed whenever a model's state did. */
 void models_watch(struct models *m, void (*changed)(void *arg), void *arg);
-/* From now on; what is resident stays. */
+/* From now on; what is resident stays, and computes with as many threads as @config and the machine
+ * now say, as far as it has them since its load. */
 void models_reconfigure(struct models *m, const struct config *config);
 
 /* ---- files ---- */
@@ -69,7 +73,7 @@ const char *models_resident(const struct models *m);
 /* Why the resident one failed. */
 const char *models_reason(const struct models *m);
 /* All zero when there is no engine. */
-void models_engine(struct models *m, struct engine_status *ret);
+void models_engine(const struct models *m, struct engine_status *ret);
 /* As engine_shard(). */
 bool models_shard(const struct models *m, uint32_t i, struct model_shard *ret);
 /* NULL unless the resident model is MODELS_LOADED. */
@@ -108,7 +112,7 @@ struct models_load {
 void models_preload(struct models *m);
 
 /* Start to load @id (NULL: see models_find()), or find it loading or loaded.
- * Return: 0, MODELS_NONE, MODELS_BUSY, MODELS_UNAVAILABLE, or -errno. */
+ * Return: 0, MODELS_NONE, MODELS_BUSY, MODELS_UNAVAILABLE, MODELS_MEMORY, or -errno. */
 int models_load(struct models *m, const char *id, uid_t uid, struct models_load **ret_load,
                 struct why *why);
 struct models_load *models_load_find(struct models *m, uint64_t id);
@@ -121,6 +125,19 @@ bool models_load_cancel(struct models *m, struct models_load *load);
 int models_remove(struct models *m, const char *id, struct why *why);
 /* Return: 0 (also when it is not loaded), MODELS_NONE, or MODELS_BUSY with @ret_n_job. */
 int models_unload(struct models *m, const char *id, uint32_t *ret_n_job);
+
+/* ---- memory ---- */
+
+/* Time since when the resident model, if any, has no work and is not being loaded; 0: it has. */
+usec_t models_idle_usec(const struct models *m);
+/* As engine_tidy(), for the resident model and for those that are loaded later. */
+void models_tidy(struct models *m, unsigned what);
+/* Load nothing, or load again what is asked for. */
+void models_close(struct models *m, bool closed);
+/* What the service manager keeps for us. */
+struct fdstore *models_store(struct models *m);
+/* What the last MODELS_MEMORY was about: bytes needed, bytes there were. */
+void models_shortage(const struct models *m, uint64_t *ret_need, uint64_t *ret_have);
 
 /* ---- work ---- */
 

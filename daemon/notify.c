@@ -20,6 +20,10 @@ void notify_stopping(void) {
     (void)sd_notify(0, "STOPPING=1\nSTATUS=Stopping");
 }
 
+void notify_alive(void) {
+    (void)sd_notify(0, "WATCHDOG=1");
+}
+
 void notify_status(const char *fmt, ...) {
     char line[256];
     va_list ap;

@@ -12,5 +12,7 @@ void notify_ready(void);
 /* SIGHUP came; notify_ready() ends it. */
 void notify_reloading(void);
 void notify_stopping(void);
+/* The watchdog's sign of life. */
+void notify_alive(void);
 /* One line for `systemctl status`. */
 void notify_status(const char *fmt, ...) __attribute__((format(printf, 1, 2)));

@@ -265,9 +265,34 @@ int rpc_model_load(struct rpc_call *c) {
         return RPC_BUSY;
     case MODELS_UNAVAILABLE:
         return RPC_MODEL_UNAVAILABLE;
+    case MODELS_MEMORY:
+        return rpc_pack_shortage(c);
     default:
         return err_fold(r);
     }
+}
+
+/* As long as this connection lives: it is its lease. */
+int rpc_model_pin(struct rpc_call *c) {
+    struct residency *r = c->server->residency;
+    enum residency_wish wish = RESIDENCY_PINNED;
+    size_t n;
+    const char *s = rpc_get_str(c->params, "residency", &n);
+    int k = want_admin(c);
+
+    if (k)
+        return err_up(k);
+    if (s && n == 4 && memcmp(s, "none", n) == 0)
+        residency_drop(r, &c->session->lease);
+    else if (s && !residency_parse(s, n, &wish))
+        return why_set(&c->reply->why, RPC_INVALID_ARGS,
+                       "residency: none of none, idle, pressure, pinned");
+    else
+        residency_take(r, &c->session->lease, wish);
+
+    msgpack_pack_map(&c->reply->result_pk, 1);
+    rpc_pack_str(&c->reply->result_pk, "residency", residency_name(residency_now(r)));
+    return 0;
 }
 
 int rpc_model_unload(struct rpc_call *c) {

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "daemon/metrics.h"
+#include "daemon/pressure.h"
 #include "daemon/rpc-methods.h"
 #include "daemon/rpc.h"
 #include "daemon/server.h"
@@ -63,10 +64,16 @@ static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
     msgpack_packer *p = &c->reply->result_pk;
 
     wire_pack_str(p, "memory");
-    msgpack_pack_map(p, 3);
+    msgpack_pack_map(p, 4);
     rpc_pack_uint(p, "resident", metrics_resident());
+    rpc_pack_bool(p, "locked", st->locked);
     rpc_pack_uint(p, "weights", info ? info->weight_bytes : 0);
     rpc_pack_uint(p, "kv", st->kv_bytes);
+    rpc_pack_str(p, "residency", residency_name(residency_now(c->server->residency)));
+    wire_pack_str(p, "pressure");
+    msgpack_pack_map(p, 2);
+    rpc_pack_uint(p, "level", residency_level(c->server->residency));
+    rpc_pack_uint(p, "max", PRESSURE_MAX);
     rpc_pack_uint(p, "threads", st->n_worker);
     rpc_pack_str(p, "tier", st->tier ? st->tier : "");
     wire_pack_str(p, "queue");
@@ -110,7 +117,7 @@ int rpc_server_status(struct rpc_call *c) {
     struct engine_status st;
 
     models_engine(m, &st);
-    msgpack_pack_map(p, 11u + (model != NULL) + (info != NULL) + failed + loading);
+    msgpack_pack_map(p, 13u + (model != NULL) + (info != NULL) + failed + loading);
     rpc_pack_str(p, "state", metrics_state(c->server));
     if (failed)
         rpc_pack_str(p, "reason", models_reason(m));

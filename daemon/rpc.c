@@ -10,7 +10,7 @@
 #include "engine/base/log.h"
 #include "engine/base/utf8.h"
 
-#define MODEL_ERRORS "NoSuchModel ModelUnavailable Busy"
+#define MODEL_ERRORS "NoSuchModel ModelUnavailable InsufficientMemory Busy"
 /* What generate, session.generate and session.open share. */
 #define SAMPLE_PARAMS                                                                              \
     "max_tokens:u? temperature:f? top_p:f? min_p:f? top_k:u? repeat_last_n:u? repeat_penalty:f? "  \
@@ -20,8 +20,7 @@
 #define GENERATE_RESULT                                                                            \
     "{text: str?, thought: str?, stop_reason: str, stop: str?, usage: map, timings: map, "         \
     "dropped_messages: uint, seed: uint, model: str, logprobs: array?}"
-#define GENERATE_ERRORS                                                                            \
-    MODEL_ERRORS " ContextOverflow InsufficientMemory TooLarge Cancelled Timeout"
+#define GENERATE_ERRORS MODEL_ERRORS " ContextOverflow TooLarge Cancelled Timeout"
 
 /* Looked up by bsearch(), so sorted by name. */
 /* clang-format off */
@@ -69,6 +68,10 @@ const struct rpc_method rpc_methods[] = {
       "id:s?",
       "{job: uint, state: str}",
       MODEL_ERRORS " AccessDenied", "", false, rpc_model_load },
+    { "model.pin", 1, 0,
+      "residency:s?",
+      "{residency: str}",
+      "AccessDenied", "", false, rpc_model_pin },
     { "model.show", 1, 0,
       "id:s? tensors:b?",
       "{id: str, path: str, size: uint, state: str, metadata: map, chat_template: str?, "
@@ -94,8 +97,8 @@ const struct rpc_method rpc_methods[] = {
     { "server.status", 1, 0,
       "",
       "{state: str, reason: str?, version: str, pid: uint, uptime_us: uint, model: str?, "
-      "weights: str?, progress: float?, memory: map, threads: uint, tier: str, queue: map, "
-      "connections: uint, tokens: map, shards: array}",
+      "weights: str?, progress: float?, memory: map, residency: str, pressure: map, threads: uint, "
+      "tier: str, queue: map, connections: uint, tokens: map, shards: array}",
       "", "", false, rpc_server_status },
     { "session.append", 2, 0,
       "session:u messages:a?",
@@ -207,6 +210,16 @@ void rpc_pack_strn(msgpack_packer *p, const char *key, const char *s, size_t n) 
 
 void rpc_pack_str(msgpack_packer *p, const char *key, const char *s) {
     rpc_pack_strn(p, key, s, strlen(s));
+}
+
+int rpc_pack_shortage(struct rpc_call *c) {
+    uint64_t need, have;
+
+    models_shortage(c->server->models, &need, &have);
+    msgpack_pack_map(&c->reply->data_pk, 2);
+    rpc_pack_uint(&c->reply->data_pk, "need", need);
+    rpc_pack_uint(&c->reply->data_pk, "have", have);
+    return RPC_INSUFFICIENT_MEMORY;
 }
 
 void rpc_pack_bool(msgpack_packer *p, const char *key, bool v) {

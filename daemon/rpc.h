@@ -138,3 +138,5 @@ void rpc_pack_str(msgpack_packer *p, const char *key, const char *s);
 void rpc_pack_strn(msgpack_packer *p, const char *key, const char *s, size_t n);
 void rpc_pack_bool(msgpack_packer *p, const char *key, bool v);
 void rpc_pack_float(msgpack_packer *p, const char *key, double v);
+/* The data of RPC_INSUFFICIENT_MEMORY, after a MODELS_MEMORY. Return: that code. */
+int rpc_pack_shortage(struct rpc_call *c);

@@ -75,6 +75,7 @@ int server_adopt(struct server *s, int fd) {
 
 void server_forget(struct server *s, struct session *session) {
     log_debug("server", "session %ju: closed", (uintmax_t)session->id);
+    residency_drop(s->residency, &session->lease);
     LIST_REMOVE(session, link);
     s->n_session--;
     if (s->stopping && !s->n_session)
@@ -166,6 +167,8 @@ void server_reconfigure(struct server *s, struct config *config) {
 
     s->config = config;
     models_reconfigure(s->models, config);
+    if (residency_reconfigure(s->residency, config) < 0)
+        log_warning("server", "memory pressure is no longer watched: out of memory");
     (void)config_free(old);
 }
 
@@ -176,6 +179,7 @@ struct server *server_free(struct server *s) {
     close_listeners(s);
     while (!LIST_EMPTY(&s->sessions))
         (void)session_free(LIST_FIRST(&s->sessions));
+    (void)residency_free(s->residency);
     talk_deinit_all(&s->talks);
     (void)models_free(s->models);
     (void)account_free(s->account);
@@ -210,6 +214,8 @@ int server_new(struct server **ret_server, struct event_base *base, struct confi
     r = account_new(&s->account);
     if (!r)
         r = models_new(&s->models, base, config);
+    if (!r)
+        r = residency_new(&s->residency, base, s->models, config);
     if (r)
         return err_up(r);
 

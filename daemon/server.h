@@ -14,6 +14,7 @@
 #include "daemon/clock.h"
 #include "daemon/config.h"
 #include "daemon/models.h"
+#include "daemon/residency.h"
 #include "daemon/session.h"
 #include "daemon/talk.h"
 
@@ -33,6 +34,7 @@ struct server {
     struct models *models;
     struct account *account;
     struct work_list works; /* requests the engine has */
+    struct residency *residency;
     struct session_list sessions;
     uint32_t n_session;
     uint64_t next_session;

@@ -18,6 +18,7 @@
 
 #include "daemon/conn.h"
 #include "daemon/peer.h"
+#include "daemon/residency.h"
 #include "daemon/rpc.h"
 
 struct session;
@@ -47,6 +48,7 @@ struct session {
     struct conn *conn;
     uint64_t id; /* "channel" of server.info, and the number in the log */
     struct peer peer;
+    struct residency_lease lease;
     LIST_HEAD(, session_call) calls;
     uint32_t n_call;
 };

@@ -114,6 +114,8 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
     case MODELS_BUSY:
         pack_busy(c->reply, CLOCK_SECOND, models_n_job(m));
         return RPC_BUSY;
+    case MODELS_MEMORY:
+        return rpc_pack_shortage(c);
     case MODELS_QUEUE_FULL:
         pack_busy(c->reply, queue.retry_usec, queue.position);
         return RPC_BUSY;

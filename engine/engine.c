@@ -9,6 +9,7 @@
 #include "engine/base/ring.h"
 #include "engine/base/utf8.h"
 #include "engine/engine.h"
+#include "engine/hw/quota.h"
 #include "engine/sched/job.h"
 #include "engine/sched/resident.h"
 #include "engine/sched/sched.h"
@@ -32,6 +33,7 @@ enum {
 struct engine {
     struct resident_options opt;
     char *path, *cache_dir; /* opt's */
+    struct weights_memory memory;
     const char *tier;
     uint32_t n_queue, n_user;
     uint64_t user_bytes;
@@ -48,12 +50,17 @@ struct engine {
     struct job_queue ready;     /* text to engine */
     struct job *first, *last;   /* all jobs; only the daemon's thread changes the list */
     bool news;                  /* for the engine thread: ready, or a job's hold or halt */
+    bool waits;                 /* the engine thread does, for news */
+    unsigned tidy;              /* ENGINE_TIDY_* to do */
     bool load_over;             /* after the event that says so: no job's event comes before it */
 
     atomic_bool stop;
-    atomic_int state; /* enum engine_state */
+    atomic_int state;    /* enum engine_state */
+    atomic_uint n_limit; /* workers at most, 0: all */
+    atomic_bool locked;
     _Atomic uint64_t bytes_done, bytes_total;
-    atomic_bool starved; /* the engine thread waits for room in @out */
+    _Atomic uint64_t n_beat; /* of the engine thread, between steps and while loading */
+    atomic_bool starved;     /* the engine thread waits for room in @out */
     struct sched_stats stats;
     struct ring *out;  /* struct job_event: engine to daemon */
     struct ring *done; /* struct job *: under @lock, to daemon; has room for every job */
@@ -166,11 +173,16 @@ static void *engine_text_main(void *arg) {
 
 /* ---- engine thread: loads, then steps ---- */
 
+static void engine_beat(struct engine *e) {
+    atomic_fetch_add_explicit(&e->n_beat, 1, memory_order_relaxed);
+}
+
 static void engine_progress(void *arg, uint64_t done, uint64_t total) {
     struct engine *e = arg;
     struct job_event ev = { .kind = JOB_EVENT_PROGRESS, .done = done, .total = total };
     usec_t now = job_clock();
 
+    engine_beat(e);
     atomic_store_explicit(&e->bytes_total, total, memory_order_relaxed);
     atomic_store_explicit(&e->bytes_done, done, memory_order_relaxed);
     if (e->told && now - e->told < SCHED_PROGRESS_USEC)
@@ -193,9 +205,10 @@ static void engine_take(struct engine *e, struct sched *s, bool wait) {
     struct job *j;
 
     pthread_mutex_lock(&e->lock);
+    e->waits = wait;
     while (wait && !e->news && !engine_stopped(e))
         pthread_cond_wait(&e->engine_cond, &e->lock);
-    e->news = false;
+    e->waits = e->news = false;
     while ((j = job_queue_pop(&e->ready)))
         sched_add(s, j);
     pthread_mutex_unlock(&e->lock);
@@ -229,6 +242,35 @@ static bool engine_load(struct engine *e, struct sched **ret_s) {
     return r == 0;
 }
 
+/* Workers that compute, of the resident model. */
+static uint32_t engine_n_worker(const struct engine *e) {
+    uint32_t n = pool_n_worker(e->res->pool), limit = atomic_load(&e->n_limit);
+
+    return limit && limit < n ? limit : n;
+}
+
+/* Between two steps: what the daemon's thread wants of memory and workers. */
+static void engine_do_tidy(struct engine *e) {
+    struct model *m = e->res->model;
+    unsigned what;
+
+    pthread_mutex_lock(&e->lock);
+    what = e->tidy;
+    e->tidy = 0;
+    pthread_mutex_unlock(&e->lock);
+
+    pool_limit(e->res->pool, engine_n_worker(e));
+    if (what & ENGINE_TIDY_KV)
+        kvcache_trim(e->res->kv);
+    if (what & ENGINE_TIDY_COLD)
+        model_cool(m);
+    if (what & (ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK)) {
+        bool lock = what & ENGINE_TIDY_LOCK;
+
+        atomic_store(&e->locked, model_lock(m, lock) == 0 && lock);
+    }
+}
+
 static void *engine_main(void *arg) {
     AUTO(sched_free) struct sched *s = NULL;
     struct engine *e = arg;
@@ -239,6 +281,8 @@ static void *engine_main(void *arg) {
 
     while (!engine_stopped(e)) {
         engine_take(e, s, wait);
+        engine_beat(e);
+        engine_do_tidy(e);
         switch (sched_step(s)) {
         case 0:
             wait = false;
@@ -354,7 +398,9 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         .exact = opt->exact,
         .no_pack = opt->no_pack,
         .cache_dir = e->cache_dir,
+        .memory = opt->in_memory ? &e->memory : NULL,
     };
+    e->memory.fd = opt->memory_fd;
     r = e->path && (e->cache_dir || !opt->cache_dir) ? engine_init_lock(e) : err_new(-ENOMEM);
     if (r == 0)
         r = engine_init_rings(e);
@@ -412,6 +458,16 @@ static const struct resident *engine_ready(const struct engine *e) {
     return atomic_load(&e->state) == ENGINE_READY ? e->res : NULL;
 }
 
+/* Also when it waits but has not seen the news. */
+static bool engine_busy(struct engine *e) {
+    bool busy;
+
+    pthread_mutex_lock(&e->lock);
+    busy = !e->waits || e->news;
+    pthread_mutex_unlock(&e->lock);
+    return busy && atomic_load(&e->state) != ENGINE_FAILED;
+}
+
 void engine_status(struct engine *e, struct engine_status *ret) {
     const struct resident *r = engine_ready(e);
     uint32_t n_running = atomic_load_explicit(&e->stats.n_running, memory_order_relaxed);
@@ -423,7 +479,7 @@ void engine_status(struct engine *e, struct engine_status *ret) {
         .n_running = n_running,
         .n_queued = e->n_job[0] > n_running ? e->n_job[0] - n_running : 0,
         .n_queue_max = e->n_queue,
-        .n_worker = r ? pool_n_worker(r->pool) : 0,
+        .n_worker = r ? engine_n_worker(e) : 0,
         .tier = e->tier,
         .kv_bytes = r ? kvcache_n_byte(r->kv) : 0,
         .kv_room = atomic_load_explicit(&e->stats.kv_room, memory_order_relaxed),
@@ -431,13 +487,48 @@ void engine_status(struct engine *e, struct engine_status *ret) {
         .n_token = atomic_load_explicit(&e->stats.n_token, memory_order_relaxed),
         .step_usec = atomic_load_explicit(&e->stats.step_usec, memory_order_relaxed),
         .n_evicted = atomic_load_explicit(&e->stats.n_evicted, memory_order_relaxed),
+        .refused = atomic_load(&e->memory.refused),
+        .locked = atomic_load(&e->locked),
+        .busy = engine_busy(e),
+        .n_beat =
+            atomic_load_explicit(&e->n_beat, memory_order_relaxed) + (r ? model_beat(r->model) : 0),
     };
+}
+
+void engine_limit(struct engine *e, uint32_t n) {
+    atomic_store(&e->n_limit, n);
+}
+
+void engine_tidy(struct engine *e, unsigned what) {
+    pthread_mutex_lock(&e->lock);
+    if (what & (ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK))
+        e->tidy &= ~(unsigned)(ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK);
+    e->tidy |= what;
+    engine_tell(e);
+    pthread_mutex_unlock(&e->lock);
+}
+
+uint64_t engine_memory(void) {
+    return quota_memory("");
+}
+
+int engine_usable(void) {
+    AUTO(topo_free) struct topo *t = NULL;
+    int r = topo_new(&t);
+
+    return r < 0 ? err_up(r) : (int)topo_n_worker(t);
 }
 
 bool engine_shard(const struct engine *e, uint32_t i, struct model_shard *ret) {
     const struct resident *r = engine_ready(e);
 
     return r && model_shard(r->model, i, ret);
+}
+
+int engine_weights(const struct engine *e) {
+    const struct resident *r = engine_ready(e);
+
+    return r ? model_fd(r->model) : -1;
 }
 
 const struct model_info *engine_info(const struct engine *e) {

@@ -63,6 +63,9 @@ struct engine_options {
     bool no_pack;          /* weights stay as in the file */
     const char *cache_dir; /* packed weights are kept there for a later start, see
                               model/image.h; NULL: nowhere */
+    bool in_memory;        /* or in a sealed memory file: engine_weights() */
+    int memory_fd;         /* one of an earlier start, to be taken over; 0: none. Borrowed until
+                              loading is over, or it is refused. */
 };
 
 /* Return: 0 or -errno; a bad file is reported by ENGINE_FAILED. */
@@ -78,18 +81,36 @@ struct engine_status {
     enum engine_state state;
     uint64_t bytes_done, bytes_total;          /* of loading */
     uint32_t n_running, n_queued, n_queue_max; /* generations */
-    uint32_t n_worker;                         /* 0: not known yet */
+    uint32_t n_worker;                         /* that compute; 0: not known yet */
     const char *tier;                          /* kernel tier bound */
     uint64_t kv_bytes;                         /* K and V at most */
     uint64_t kv_room;                          /* of that, bytes that running jobs may fill */
     uint64_t n_prompt_token, n_token;          /* evaluated and generated since load */
     uint64_t step_usec; /* moving mean of a step without prompts; 0: none yet */
     uint64_t n_evicted; /* generations that lost their place to others and began again */
+    bool refused;       /* memory_fd was: it is of other weights, or in another layout */
+    bool locked;        /* packed weights are in memory that is not paged out */
+    bool busy;          /* the engine thread has something to do ... */
+    uint64_t n_beat;    /* ... and does it as long as this grows: slabs read, layers computed */
 };
 void engine_status(struct engine *e, struct engine_status *ret);
+/* Compute with at most @n workers from the next step on; 0: all there are since the load. */
+void engine_limit(struct engine *e, uint32_t n);
+/* What to do with memory, between two steps: give up memory of the K/V cache that no job uses; let
+ * the kernel take weights that are used least, when it needs some; keep packed weights from being
+ * paged out, if that is allowed, or no longer. Of the last two the later one counts. */
+enum { ENGINE_TIDY_KV = 1, ENGINE_TIDY_COLD = 2, ENGINE_TIDY_LOCK = 4, ENGINE_TIDY_UNLOCK = 8 };
+void engine_tidy(struct engine *e, unsigned what);
+/* Bytes of memory to be had now, within what control groups allow. UINT64_MAX: not known. */
+uint64_t engine_memory(void);
+/* Workers that a load would take now: one a usable core, as cpuset and quota are at this moment.
+ * Return: their number, or -errno. */
+int engine_usable(void);
 /* Of a model that is ENGINE_READY; NULL or false before. */
 const struct model_info *engine_info(const struct engine *e);
 bool engine_shard(const struct engine *e, uint32_t i, struct model_shard *ret);
+/* The memory file that has the packed weights, open for reading, borrowed; -1: there is none. */
+int engine_weights(const struct engine *e);
 const struct vocab *engine_vocab(const struct engine *e);
 /* Raw chat template text of the file, for showing; NULL: none. */
 const char *engine_template(const struct engine *e, size_t *ret_n);

@@ -92,11 +92,27 @@ int mem_prefer_node(uint32_t node) {
     return 0;
 }
 
-int mem_put_file(void *p, size_t size, int fd, uint64_t at) {
-    if (mmap(p, size, PROT_READ, MAP_SHARED | MAP_FIXED, fd, (off_t)at) == MAP_FAILED)
+void mem_cool(void *p, size_t size) {
+    (void)madvise(p, size, MADV_COLD); /* Linux 5.4; refused for pages that are locked */
+}
+
+int mem_lock(void *p, size_t size, bool lock) {
+    return (lock ? mlock(p, size) : munlock(p, size)) < 0 ? err_new(-errno) : 0;
+}
+
+static int put_file(void *p, size_t size, int prot, int fd, uint64_t at) {
+    if (mmap(p, size, prot, MAP_SHARED | MAP_FIXED, fd, (off_t)at) == MAP_FAILED)
         return err_new(-errno);
     (void)madvise(p, size, MADV_HUGEPAGE);
     return 0;
+}
+
+int mem_put_file(void *p, size_t size, int fd, uint64_t at) {
+    return err_up(put_file(p, size, PROT_READ, fd, at));
+}
+
+int mem_put_shared(void *p, size_t size, int fd, uint64_t at) {
+    return err_up(put_file(p, size, PROT_READ | PROT_WRITE, fd, at));
 }
 
 int mem_put_fresh(void *p, size_t size) {

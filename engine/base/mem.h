@@ -41,12 +41,20 @@ int mem_on_node(void *p, size_t size, uint32_t node);
  * Return: 0, or -errno as above. */
 enum { MEM_ANY_NODE = INT32_MAX };
 int mem_prefer_node(uint32_t node);
+/* Let the kernel take the pages of [@p, @p + @size) first when it needs some: what is used until
+ * then is kept. Nothing is lost. */
+void mem_cool(void *p, size_t size);
+/* Keep all pages of [@p, @p + @size) in memory, read in first, or no longer.
+ * Return: 0 or -errno (-ENOMEM, -EPERM: RLIMIT_MEMLOCK). */
+int mem_lock(void *p, size_t size, bool lock);
 
 /* Put bytes [@at, @at + @size) of a file, read-only and shared, in the place of a part of a
  * mapping, or fresh pages again. Whoever reads there meanwhile sees what was there or what is.
  * @p, @at: page-aligned; with both at the same place in a huge page the kernel may use those
  * Return: 0 or -errno. */
 int mem_put_file(void *p, size_t size, int fd, uint64_t at);
+/* The same, to be written to: the file changes with it. */
+int mem_put_shared(void *p, size_t size, int fd, uint64_t at);
 int mem_put_fresh(void *p, size_t size);
 
 /* Bytes of [@p, @p + @size) that huge pages hold now, at most: what the kernel joined to it counts

@@ -231,7 +231,7 @@ static int map_weights(struct gemma4 *g, const struct model_options *opt, struct
     int r;
 
     room = room > opt->reserve ? room - opt->reserve : 0;
-    r = weights_map(&g->model.weights, room, opt->cache_dir);
+    r = weights_map(&g->model.weights, room, opt->cache_dir, opt->memory);
     if (r < 0)
         return why_set(why, err_up(r), "no memory for %" PRIu64 " bytes of weights", size);
     if (r == WEIGHTS_LARGE)

@@ -328,6 +328,7 @@ static void begin(struct gemma4 *g, struct kvcache *kv, const struct model_row *
 static int run_layer(struct gemma4 *g, uint32_t i, bool whole) {
     g->i_layer = i;
     g->l = &g->layer[i];
+    atomic_fetch_add_explicit(&g->model.n_beat, 1, memory_order_relaxed);
     if (ops_stopped(&g->ops))
         return MODEL_STOPPED;
     attention(g);

@@ -109,9 +109,8 @@ int image_new(struct image **ret_image, const char *dir, const struct gguf *g,
 
     if (!img)
         return err_new(-ENOMEM);
-    img->fd = -1;
-    img->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (img->dir_fd < 0)
+    img->fd = img->dir_fd = -1;
+    if (dir && (img->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
         return IMAGE_NONE;
 
     img->head_size = sizeof *img->head + n_tensor * sizeof *tensor + n_slab * sizeof *img->slab;

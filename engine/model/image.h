@@ -75,7 +75,7 @@ struct image;
 
 /**
  * image_new() - say what an image of some packed weights is
- * @dir:        the cache directory
+ * @dir:        the cache directory; NULL: it is to be a memory file
  * @g:          the model's files; borrowed for the call
  * @tensor:     [n_tensor], copied
  * @size:       bytes of all weights
@@ -106,6 +106,19 @@ void image_drop(struct image *img);
 
 /* Called before slab [@at, ...) of the weights is written. */
 typedef void image_slab_fn(void *arg, uint64_t at);
+/* ---- image-memory.c: an image in a memory file, which whoever has it open keeps ----
+ *
+ * The file has the same form; its sums of slabs are 0, since memory is not read back from a disk.
+ * It is sealed: nobody can change it, so it is what it was when it was made. */
+
+/* Put the weights of @fd, borrowed, in the place of @data, if it is this image.
+ * Return: 0, IMAGE_BAD, or -errno. */
+int image_adopt(struct image *img, int fd, void *data, struct why *why);
+/* Make such a file and put it in the place of @data, to be filled. Return: 0 or -errno. */
+int image_begin(struct image *img, void *data);
+/* It is filled: write its head and seal it. @data is not written to afterwards, whatever is
+ * returned: 0, or -errno when the file is not to be kept. */
+int image_seal(struct image *img, void *data);
 
 /**
  * image_write() - make the image of weights in memory, and let the file take their place

@@ -20,6 +20,7 @@ struct model {
     const struct ops_phase *phase; /* [n_phase] */
     uint32_t n_phase;
     uint64_t n_step, n_row, n_expert_read; /* so far */
+    _Atomic uint64_t n_beat;               /* parts of steps begun */
     model_trace_fn *trace;
     void *trace_arg;
 };

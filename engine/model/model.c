@@ -98,6 +98,7 @@ int model_load(struct model *m, const struct weights_load *load, struct why *why
     int r = weights_load(&m->weights, m->pool, load, why);
 
     m->info.from_image = m->weights.mapped;
+    m->info.from_memory = m->weights.mapped && m->weights.memory;
     if (r == 0)
         weights_keep(&m->weights, m->pool);
     return r == WEIGHTS_STOPPED ? MODEL_STOPPED : err_up(r);
@@ -105,6 +106,18 @@ int model_load(struct model *m, const struct weights_load *load, struct why *why
 
 void model_keep_wait(struct model *m) {
     weights_keep_wait(&m->weights);
+}
+
+void model_cool(struct model *m) {
+    weights_cool(&m->weights);
+}
+
+int model_lock(struct model *m, bool lock) {
+    return err_up(weights_lock(&m->weights, lock));
+}
+
+int model_fd(const struct model *m) {
+    return weights_fd(&m->weights);
 }
 
 bool model_shard(const struct model *m, uint32_t i, struct model_shard *ret) {
@@ -170,6 +183,10 @@ void model_stats(const struct model *m, struct model_stats *ret) {
         ret->barriers += m->phase[i].barriers;
         ret->weight_bytes += m->phase[i].weight_bytes;
     }
+}
+
+uint64_t model_beat(const struct model *m) {
+    return atomic_load_explicit(&m->n_beat, memory_order_relaxed);
 }
 
 const struct ops_phase *model_phases(const struct model *m, uint32_t *ret_n) {

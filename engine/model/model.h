@@ -40,6 +40,7 @@ struct model_options {
     bool exact;            /* float activations everywhere; then weights stay as in the file */
     bool no_pack;          /* weights stay as in the file */
     const char *cache_dir; /* packed weights are kept there as an image, see image.h; NULL: not */
+    struct weights_memory *memory; /* or there; NULL: not. It outlives the model. */
     uint64_t reserve; /* bytes of memory the caller will use besides: when packed weights and this
                          are more than is free, weights stay as in the file */
 };
@@ -57,6 +58,7 @@ struct model_info {
     uint64_t step_bytes;   /* step memory */
     uint64_t pack_bytes;   /* of packed weights; 0: all stay as in the file */
     bool from_image;       /* packed weights are mapped from an image */
+    bool from_memory;      /* which is the memory file that was given */
     char layout[32];       /* byte order most packed bytes are in, or "" */
 };
 
@@ -78,6 +80,13 @@ AUTO_DEFINE(struct model *, model_free)
 int model_load(struct model *m, const struct weights_load *load, struct why *why);
 /* Wait until the image is written, if one is. */
 void model_keep_wait(struct model *m);
+
+/* As weights_cool() and weights_lock(). */
+void model_cool(struct model *m);
+int model_lock(struct model *m, bool lock);
+
+/* As weights_fd(). */
+int model_fd(const struct model *m);
 
 /* What one memory node, or last-level cache, serves; see plan.h. */
 struct model_shard {
@@ -132,6 +141,10 @@ struct model_stats {
     uint64_t experts;      /* distinct ones a layer, summed over layers */
 };
 void model_stats(const struct model *m, struct model_stats *ret);
+
+/* Grows while a step advances, several times a second on any machine that is worth it; for whoever
+ * watches. Any thread. */
+uint64_t model_beat(const struct model *m);
 
 /* What steps did by phase, summed since model_new(). Times are there while clocks are on; they cost
  * nothing when off. Return: [*ret_n], borrowed from the model. */

@@ -274,7 +274,7 @@ static int plan_items(struct loader *l) {
     l->piece = calloc(gguf_n_tensor(g) + 1, sizeof *l->piece);
     if (!l->piece)
         return err_new(-ENOMEM);
-    if (l->w->mapped)
+    if (l->w->mapped && !l->w->memory) /* what is in memory need not be read */
         r = add_piece(l, &(struct piece){ .size = l->w->size, .step = IMAGE_SLAB });
     for (uint32_t i = 0; i < gguf_n_tensor(g) && r == 0; i++)
         if (gguf_tensor_at(g, i)->size && !(l->w->mapped && l->w->place[i].pack))

@@ -87,7 +87,26 @@ static void map_image(struct weights *w) {
     w->mapped = mem_put_file(w->base, w->size, fd, at) == 0;
 }
 
-int weights_map(struct weights *w, uint64_t max, const char *cache_dir) {
+/* Take over what an earlier start left in memory, or make a memory file to fill. Without one, the
+ * weights are where they would be anyway. */
+static void map_memory(struct weights *w, struct weights_memory *memory, bool make) {
+    struct why why = { 0 };
+    int r = plan_image(w, NULL);
+
+    if (r == 0 && memory->fd > 0) {
+        w->mapped = image_adopt(w->image, memory->fd, w->base, &why) == 0;
+        if (!w->mapped)
+            log_debug("image", "refused: %s", why.text);
+        atomic_store(&memory->refused, !w->mapped);
+    }
+    w->memory = r == 0 && (w->mapped || (make && image_begin(w->image, w->base) == 0));
+    w->sealed = w->mapped;
+    if (!w->memory)
+        w->image = image_free(w->image);
+}
+
+int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
+                struct weights_memory *memory) {
     void *p;
     int r;
 
@@ -102,7 +121,9 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir) {
     r = weights_lay_out(w, w->base);
     if (r < 0)
         return err_up(r);
-    if (cache_dir && plan_image(w, cache_dir) == 0)
+    if (memory)
+        map_memory(w, memory, w->size <= max);
+    else if (cache_dir && plan_image(w, cache_dir) == 0)
         map_image(w);
 
     w->large = w->size > max;
@@ -118,6 +139,23 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir) {
     if (!w->mapped)
         weights_bind(w);
     return 0;
+}
+
+void weights_cool(struct weights *w) {
+    if (w->base)
+        mem_cool(w->base, w->size);
+}
+
+int weights_lock(struct weights *w, bool lock) {
+    int r;
+
+    if (!w->base || w->locked == lock)
+        return 0;
+    if (lock && w->keeper.started)
+        return err_new(-EBUSY);
+    r = mem_lock(w->base, w->size, lock);
+    w->locked = lock && r == 0;
+    return err_up(r);
 }
 
 enum {
@@ -147,11 +185,21 @@ static void *keeper_main(void *arg) {
     return NULL;
 }
 
+int weights_fd(const struct weights *w) {
+    uint64_t at;
+
+    return w->sealed ? image_fd(w->image, &at) : -1;
+}
+
 void weights_keep(struct weights *w, struct pool *pool) {
     sigset_t all, old;
 
     if (!w->image || w->mapped || w->keeper.started)
         return;
+    if (w->memory) {
+        w->sealed = image_seal(w->image, w->base) == 0;
+        return;
+    }
     w->keeper.pool = pool;
     (void)sigfillset(&all); /* signals are for the threads that expect them */
     (void)pthread_sigmask(SIG_SETMASK, &all, &old);

@@ -69,6 +69,12 @@ struct weights_shard {
     size_t at, size; /* bytes from the base, bytes */
 };
 
+/* Packed weights in a sealed memory file, which may outlive this process: see image.h. */
+struct weights_memory {
+    int fd;              /* of an earlier start; 0: none. Borrowed. */
+    atomic_bool refused; /* it is of other weights, and no longer looked at */
+};
+
 struct weights {
     const struct gguf *gguf;
     const struct plan *plan;
@@ -81,7 +87,10 @@ struct weights {
     bool large;                  /* more than was allowed: there only as an image */
 
     struct image *image; /* NULL: they are not kept */
-    bool mapped;         /* base is the image's file */
+    bool mapped;         /* base is the image's file, as an earlier start made it */
+    bool memory;         /* the image is a memory file */
+    bool sealed;         /* and is complete */
+    bool locked;         /* base is, in memory */
     struct weights_keeper {
         pthread_t thread;
         struct pool *pool;
@@ -99,9 +108,11 @@ void weights_deinit(struct weights *w);
 int weights_plan(struct weights *w, const struct tensor *t, const struct weights_cut *cut,
                  const struct kern_pack *pack);
 /* Make room for what was planned, unless that is more than @max bytes: map the image that is in
- * @cache_dir (NULL: none), else memory, whose pages take memory as they are filled.
+ * @cache_dir (NULL: none) or, instead, @memory (NULL: none; else it must outlive the weights), else
+ * memory, whose pages take memory as they are filled.
  * Return: 0, WEIGHTS_LARGE, or -ENOMEM. */
-int weights_map(struct weights *w, uint64_t max, const char *cache_dir);
+int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
+                struct weights_memory *memory);
 /* Where @t lies. @ret_pack: how it is packed; NULL: as in the file */
 const void *weights_at(const struct weights *w, const struct tensor *t,
                        const struct kern_pack **ret_pack);
@@ -137,8 +148,18 @@ struct weights_load {
 int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
                  struct why *why);
 
-/* Begin to write the image, if there is to be one and it is not mapped already. Whether it comes to
- * be is shown in the log topic "image" at level debug alone. */
+/* When memory is short: let the kernel take the pages of packed weights that are used least. */
+void weights_cool(struct weights *w);
+/* Keep packed weights in memory, or no longer. Not while an image is being written, whose pages
+ * take their place. Return: 0, or -errno: they may be paged out. */
+int weights_lock(struct weights *w, bool lock);
+
+/* The memory file that has the weights, once they are loaded: open for reading, sealed, borrowed;
+ * -1: there is none. */
+int weights_fd(const struct weights *w);
+
+/* Begin to write the image, or seal it, if there is to be one and it is not mapped already. Whether
+ * it comes to be is shown in the log topic "image" at level debug alone. */
 void weights_keep(struct weights *w, struct pool *pool);
 /* Wait for that to end. */
 void weights_keep_wait(struct weights *w);

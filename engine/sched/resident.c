@@ -68,6 +68,7 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
     shape.n_byte = bytes;
     mo.no_pack = opt->no_pack;
     mo.cache_dir = opt->cache_dir;
+    mo.memory = opt->memory;
     mo.reserve = kvcache_size(&shape);
     r->model = model_free(r->model);
     k = model_new(&r->model, r->gguf, &r->kern, r->pool, &mo, l->why);

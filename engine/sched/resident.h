@@ -46,8 +46,9 @@ struct resident_options {
     uint64_t kv_user;  /* bytes of keys and values the jobs of one user may take; 0: all */
     enum quant_fmt kv_fmt;
     bool exact;
-    bool no_pack;          /* weights stay as in the file */
-    const char *cache_dir; /* where packed weights are kept, see image.h; NULL: nowhere */
+    bool no_pack;                  /* weights stay as in the file */
+    const char *cache_dir;         /* where packed weights are kept, see image.h; NULL: nowhere */
+    struct weights_memory *memory; /* or there; NULL: not. It outlives the resident. */
 };
 
 struct resident {

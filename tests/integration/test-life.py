@@ -156,7 +156,7 @@ class Start(unittest.TestCase):
         answers, logs, source = [], [], []
         with tempfile.TemporaryDirectory() as d:
             for start in "packs", "maps", "may not":
-                config = f"cache-dir = {d}\n" + "cache-weights = no\n" * (start == "may not")
+                config = f"cache-dir = {d}\n" + "weights-store = none\n" * (start == "may not")
                 with Moed(config=config) as moed, moed.client() as c:
                     until(lambda: "loaded: " in moed.text(), "not loaded")
                     answers.append(c.call("generate", prompt="abc", max_tokens=8, temperature=0, logprobs=5))

@@ -36,7 +36,7 @@ class Service(unittest.TestCase):
 
     @classmethod
     def start(cls):
-        return Moed(config=f"cache-dir = {cls.cache.name}\ncache-weights = no\n{cls.config}")
+        return Moed(config=f"cache-dir = {cls.cache.name}\nweights-store = none\n{cls.config}")
 
     @classmethod
     def tearDownClass(cls):

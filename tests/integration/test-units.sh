@@ -12,7 +12,7 @@ for kind in system user; do
     [ $kind = system ] || sub=user/
     mkdir "$dir/$kind"
     # The program is not installed yet, nor are the manual pages.
-    sed "s|^ExecStart=[^ ]*|ExecStart=\"$moed\"|" "$build/systemd/${sub}moed.service" >"$dir/$kind/moed.service"
+    sed "s|^\(Exec[A-Za-z]*\)=/[^ ]*/moed|\1=\"$moed\"|" "$build/systemd/${sub}moed.service" >"$dir/$kind/moed.service"
     cp "$source/systemd/${sub}moed.socket" "$dir/$kind/"
     grep -qF "ExecStart=\"$moed\"" "$dir/$kind/moed.service"
     XDG_RUNTIME_DIR=$dir systemd-analyze --$kind --man=no verify "$dir/$kind/moed.service" \

@@ -47,6 +47,9 @@ void fake_reset(void) {
     for (uint32_t i = 0; i < fake.n_job; i++)
         free(fake.job[i].text), free(fake.job[i].said);
     fake = (struct fake){ .status = { .tier = "fake", .n_queue_max = 64, .n_worker = 3 },
+                          .usable = 3,
+                          .weights_fd = -1,
+                          .memory = 1 << 20,
                           .info = { .arch = "fake", .quant = "F32", .weight_bytes = 1000 } };
 }
 
@@ -130,6 +133,26 @@ struct engine *engine_free(struct engine *e) {
 
 void engine_status(struct engine *e, struct engine_status *ret) {
     *ret = fake.status;
+}
+
+void engine_limit(struct engine *e, uint32_t n) {
+    fake.n_limit = n;
+}
+
+int engine_usable(void) {
+    return fake.usable;
+}
+
+void engine_tidy(struct engine *e, unsigned what) {
+    fake.tidy |= what;
+}
+
+uint64_t engine_memory(void) {
+    return fake.memory;
+}
+
+int engine_weights(const struct engine *e) {
+    return fake.weights_fd;
 }
 
 /* Two nodes of two CPUs each. */

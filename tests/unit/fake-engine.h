@@ -33,6 +33,11 @@ struct fake {
     struct fake_job job[FAKE_JOB_MAX];
     uint32_t n_job;
     int submit; /* what engine_submit() returns, unless 0 */
+    int usable; /* what engine_usable() returns */
+    uint32_t n_limit;
+    int weights_fd; /* what engine_weights() returns */
+    unsigned tidy;  /* all that engine_tidy() was told since it was looked at */
+    uint64_t memory;
 };
 extern struct fake fake;
 

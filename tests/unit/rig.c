@@ -34,6 +34,7 @@ void rig_init(struct rig *rig, const struct config_set *set, size_t n_set) {
     struct why why = { 0 };
 
     (void)signal(SIGPIPE, SIG_IGN);
+    (void)setenv("MEMORY_PRESSURE_WATCH", "/dev/null", 0); /* the machine's is none of a test's */
     fake_reset();
     (void)strcpy(rig->dir, "/tmp/moed-rig-XXXXXX");
     assert_non_null(mkdtemp(rig->dir));

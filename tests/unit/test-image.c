@@ -14,6 +14,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -40,7 +41,8 @@ struct run {
 };
 
 /* As a start does. */
-static void start_with(struct run *run, const struct kern_pack *pack, uint64_t max) {
+static void start_at(struct run *run, const struct kern_pack *pack, uint64_t max,
+                     struct weights_memory *memory) {
     static const struct weights_load whole;
     struct why why = { "" };
 
@@ -56,9 +58,13 @@ static void start_with(struct run *run, const struct kern_pack *pack, uint64_t m
                                           pack),
                              0);
     }
-    assert_int_equal(weights_map(&run->w, max, cache), 0);
+    assert_int_equal(weights_map(&run->w, max, cache, memory), 0);
     if (weights_load(&run->w, pool, &whole, &why) != 0)
         fail_msg("%s", why.text);
+}
+
+static void start_with(struct run *run, const struct kern_pack *pack, uint64_t max) {
+    start_at(run, pack, max, NULL);
 }
 
 static void start(struct run *run) {
@@ -128,6 +134,104 @@ static void test_second_start_maps(void **state) {
     start_with(&run, &rows.pack[QUANT_Q8_0], 1);
     assert_true(run.w.mapped);
     end(&run);
+}
+
+/* ---- in memory ---- */
+
+/* A start that leaves its weights in a memory file. Return: that. */
+static int make_memory(uint64_t *ret_sum) {
+    struct weights_memory memory = { 0 };
+    struct run run;
+    int fd;
+
+    start_at(&run, &rows.pack[QUANT_Q8_0], UINT64_MAX, &memory);
+    assert_false(run.w.mapped);
+    assert_int_equal(weights_fd(&run.w), -1); /* not before it is sealed */
+    *ret_sum = sum_of(&run);
+    weights_keep(&run.w, pool);
+    assert_true(sum_of(&run) == *ret_sum);
+    fd = dup(weights_fd(&run.w));
+    assert_true(fd >= 0);
+    end(&run);
+    return fd;
+}
+
+/* It is the same memory that the next start has, and the one after that. */
+static void test_memory(void **state) {
+    struct weights_memory memory = { 0 };
+    struct stat before, after;
+    struct run run;
+    uint64_t sum;
+
+    memory.fd = make_memory(&sum);
+    assert_int_equal(fstat(memory.fd, &before), 0);
+    for (int i = 0; i < 2; i++) {
+        start_at(&run, &rows.pack[QUANT_Q8_0], 1, &memory); /* also where there is no more memory */
+        assert_true(run.w.mapped);
+        assert_false(atomic_load(&memory.refused));
+        assert_true(sum_of(&run) == sum);
+        weights_keep(&run.w, pool);
+        assert_int_equal(fstat(weights_fd(&run.w), &after), 0);
+        assert_int_equal(after.st_ino, before.st_ino);
+        end(&run);
+    }
+    assert_int_equal(n_files(), 0); /* and nothing on disk */
+    (void)close(memory.fd);
+}
+
+/* Nobody can change it, by whatever descriptor. */
+static void test_memory_is_sealed(void **state) {
+    uint64_t sum;
+    int fd = make_memory(&sum), again;
+    char path[32];
+
+    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+    again = open(path, O_RDWR | O_CLOEXEC);
+    assert_true(again >= 0);
+    assert_int_equal(pwrite(again, "x", 1, 0), -1);
+    assert_int_equal(ftruncate(again, 0), -1);
+    assert_ptr_equal(mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, again, 0), MAP_FAILED);
+    assert_int_equal(fcntl(again, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), -1);
+    (void)close(again);
+    (void)close(fd);
+}
+
+static void refuses(int fd, const struct kern_pack *pack, uint64_t sum) {
+    struct weights_memory memory = { .fd = fd };
+    struct run run;
+
+    start_at(&run, pack, UINT64_MAX, &memory);
+    assert_false(run.w.mapped);
+    assert_true(atomic_load(&memory.refused));
+    if (sum)
+        assert_true(sum_of(&run) == sum);
+    weights_keep(&run.w, pool);
+    assert_true(weights_fd(&run.w) >= 0); /* a new one */
+    end(&run);
+}
+
+/* What is not sealed, of another model or layout, or no such file at all is not looked at twice. */
+static void test_memory_refused(void **state) {
+    struct kern_pack other = rows.pack[QUANT_Q8_0];
+    uint64_t sum;
+    int fd = make_memory(&sum), copy = memfd_create("copy", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    struct stat st;
+
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_true(copy >= 0);
+    assert_int_equal(sendfile(copy, fd, &(off_t){ 0 }, (size_t)st.st_size), st.st_size);
+    refuses(copy, &rows.pack[QUANT_Q8_0], sum); /* may still change */
+    assert_int_equal(ftruncate(copy, st.st_size + 1), 0);
+    assert_int_equal(
+        fcntl(copy, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL), 0);
+    refuses(copy, &rows.pack[QUANT_Q8_0], sum); /* too long */
+    other.layout = "other";
+    refuses(fd, &other, 0);
+    refuses(STDERR_FILENO, &rows.pack[QUANT_Q8_0], sum);
+    copy_model(); /* its times change, and so does its source */
+    refuses(fd, &rows.pack[QUANT_Q8_0], sum);
+    (void)close(copy);
+    (void)close(fd);
 }
 
 /* Change the file by @change, but not its time; the next start must do without and remove it. */
@@ -452,6 +556,9 @@ static void test_nodes(void **state) {
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_second_start_maps, clear),
+        cmocka_unit_test_setup(test_memory, clear),
+        cmocka_unit_test_setup(test_memory_is_sealed, clear),
+        cmocka_unit_test_setup(test_memory_refused, clear),
         cmocka_unit_test_setup(test_damaged_head, clear),
         cmocka_unit_test_setup(test_damaged_file, clear),
         cmocka_unit_test_setup(test_damaged_weights, clear),

@@ -1,0 +1,60 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * residency - how long the model stays in memory: what is wished for, and what memory allows
+ *
+ * There are three wishes, the weakest first: "idle", it goes when it had no work for some time;
+ * "pressure", it goes when memory is short; "pinned", it stays. The configuration has one, and a
+ * connection may have one as long as it lives; the strongest of them counts. A model with work
+ * never goes.
+ *
+ * When memory is short, a step is taken for each level that pressure.h tells, and when it is not
+ * any more they are taken back, the last first:
+ *
+ *   1  memory of the K/V cache that no job uses is given up
+ *   2  weights that are used least may be taken by the kernel
+ *   3  weights that were locked into memory are unlocked
+ *   4  the model goes, unless it is pinned or has work, and none is loaded
+ *
+ * Owner: the daemon thread.
+ */
+
+#include <stdbool.h>
+#include <sys/queue.h>
+
+#include "daemon/config.h"
+#include "daemon/models.h"
+
+struct event_base;
+struct residency;
+
+enum residency_wish { RESIDENCY_IDLE, RESIDENCY_PRESSURE, RESIDENCY_PINNED };
+const char *residency_name(enum residency_wish wish); /* "idle", … */
+/* Return: is there one of this name? */
+bool residency_parse(const char *name, size_t n, enum residency_wish *ret_wish);
+
+/* A wish of somebody who may go away. Zero-initialised there is none. */
+struct residency_lease {
+    LIST_ENTRY(residency_lease) link;
+    enum residency_wish wish;
+    bool live;
+};
+
+/* @models, @config: borrowed. Return: 0 or -ENOMEM. */
+int residency_new(struct residency **ret_r, struct event_base *base, struct models *models,
+                  const struct config *config);
+struct residency *residency_free(struct residency *r);
+AUTO_DEFINE(struct residency *, residency_free)
+/* From now on; the level of pressure begins at 0 again if its source is another one. */
+int residency_reconfigure(struct residency *r, const struct config *config);
+
+/* Have, or change, a wish. */
+void residency_take(struct residency *r, struct residency_lease *lease, enum residency_wish wish);
+/* Have none any more; nothing happens when there was none. */
+void residency_drop(struct residency *r, struct residency_lease *lease);
+
+/* The wish that counts. */
+enum residency_wish residency_now(const struct residency *r);
+/* Steps that are taken, 0 to PRESSURE_MAX. */
+unsigned residency_level(const struct residency *r);

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""moed under a real systemd: test-systemd.py BUILD MESON [unittest arguments]
+
+Installs the build below a folder, boots systemd over it with boot.sh, and runs there the tests of
+systemd_*.py beside this file. Skipped where boot.sh cannot.
+"""
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import rig
+
+HERE = pathlib.Path(__file__).resolve().parent
+INSIDE = "opt/moed-test"  # where the tests lie
+
+
+def install(build, meson, tree):
+    """What `meson install` puts anywhere, below @tree."""
+    done = subprocess.run([meson, "install", "-C", build, "--no-rebuild", "--destdir", tree], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(done.stdout)
+
+
+def main():
+    build, meson, *args = sys.argv[1:]
+    with tempfile.TemporaryDirectory(prefix="moed-tree-") as d:
+        tree = pathlib.Path(d)
+        install(build, meson, tree)
+        (tree / INSIDE).mkdir(parents=True)
+        for f in [HERE / "rig.py", *HERE.glob("systemd_*.py")]:
+            shutil.copy(f, tree / INSIDE)
+        for shape in "tiny", "odd":
+            shutil.copy(rig.make_model(shape), tree / INSIDE / f"{shape}.gguf")
+        os.chmod(tree, 0o755)
+        return subprocess.run([HERE / "boot.sh", tree, sys.executable, "-m", "unittest", "discover", "-v", "-s", "/" + INSIDE,
+                               "-p", "systemd_*.py", *args]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

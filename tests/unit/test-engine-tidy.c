@@ -1,0 +1,236 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* Memory, workers and signs of life of an engine, on a small random model given as argument. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include <sched.h>
+
+#include "engine/base/mem.h"
+#include "engine/kv/kvcache.h"
+#include "tests/unit/engine-rig.h"
+
+/* ---- what the engine thread does is counted ---- */
+
+static atomic_uint n_trim, n_cool;
+
+void __real_kvcache_trim(struct kvcache *kv);
+void __wrap_kvcache_trim(struct kvcache *kv);
+void __wrap_kvcache_trim(struct kvcache *kv) {
+    atomic_fetch_add(&n_trim, 1);
+    __real_kvcache_trim(kv);
+}
+
+void __real_mem_cool(void *p, size_t size);
+void __wrap_mem_cool(void *p, size_t size);
+void __wrap_mem_cool(void *p, size_t size) {
+    atomic_fetch_add(&n_cool, 1);
+    __real_mem_cool(p, size);
+}
+
+/* VmLck of this process, bytes. */
+static uint64_t locked_bytes(void) {
+    unsigned long kib = 0;
+    char line[128];
+    FILE *f = fopen("/proc/self/status", "re");
+
+    assert_non_null(f);
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "VmLck: %lu kB", &kib) == 1)
+            break;
+    (void)fclose(f);
+    return (uint64_t)kib * 1024;
+}
+
+static struct engine *start_two(void) {
+    struct engine_options opt = {
+        .path = model_path, .n_ctx = N_CTX, .n_batch = 16, .n_worker = 2, .kv_fmt = QUANT_F16
+    };
+    static struct seen s;
+    struct engine *e = NULL;
+
+    script_clear();
+    end_clear();
+    assert_int_equal(engine_new(&e, &opt, NULL), 0);
+    collect(e, 0, &s);
+    assert_true(s.loaded);
+    shared = e;
+    return e;
+}
+
+static void await_idle(struct engine *e) {
+    struct engine_status st;
+
+    for (int i = 0; i < PATIENCE_MS; i++) {
+        engine_status(e, &st);
+        if (!st.busy)
+            return;
+        sleep_ms(1);
+    }
+    fail_msg("the engine is never idle");
+}
+
+/* A step in work: busy, and the count grows. Nothing to do, or all on hold: not busy. */
+static void test_beat(void **state) {
+    AUTO(engine_free) struct engine *e = start_two();
+    struct engine_request q = raw("abc", 50);
+    struct engine_status a, b;
+    struct engine_event ev;
+    uint64_t job;
+
+    engine_status(e, &a);
+    assert_true(a.n_beat > 0); /* loading was */
+    await_idle(e);
+    atomic_store(&slow_ms, 20);
+    job = submit(e, &q);
+    await(e, job, ENGINE_TEXT);
+    engine_status(e, &a);
+    assert_true(a.busy);
+    sleep_ms(100);
+    engine_status(e, &b);
+    assert_true(b.busy);
+    assert_true(b.n_beat > a.n_beat);
+
+    engine_pause(e, job, true);
+    await_idle(e);
+    engine_status(e, &a);
+    sleep_ms(60);
+    engine_status(e, &b);
+    assert_int_equal(b.n_beat, a.n_beat);
+    atomic_store(&slow_ms, 0);
+    engine_cancel(e, job);
+    while (next(e, &ev, PATIENCE_MS) && ev.kind != ENGINE_DONE)
+        ;
+    await_idle(e);
+}
+
+/* Fewer workers, and more again, compute the same. */
+static void test_limit(void **state) {
+    AUTO(engine_free) struct engine *e = start_two();
+    struct engine_request q = raw("once upon a time", 40);
+    static const uint32_t limits[] = { 1, 2, 7, 0 }, n[] = { 1, 2, 2, 2 };
+    static struct seen want, s;
+    struct engine_status st;
+
+    q.logprobs = true;
+    run(e, &q, &want);
+    for (size_t i = 0; i < 4; i++) {
+        engine_limit(e, limits[i]);
+        run(e, &q, &s);
+        engine_status(e, &st);
+        assert_int_equal(st.n_worker, n[i]);
+        assert_string_equal(s.text, want.text);
+        assert_int_equal(s.n_token, want.n_token);
+        for (uint32_t t = 0; t < s.n_token; t++)
+            assert_memory_equal(&s.token[t].logprob, &want.token[t].logprob,
+                                sizeof s.token[t].logprob);
+    }
+}
+
+static void test_usable(void **state) {
+    int all = engine_usable();
+    cpu_set_t old, one;
+
+    assert_true(all >= 1);
+    assert_int_equal(sched_getaffinity(0, sizeof old, &old), 0);
+    CPU_ZERO(&one);
+    for (size_t i = 0; i < CPU_SETSIZE && CPU_COUNT(&one) == 0; i++)
+        if (CPU_ISSET(i, &old))
+            CPU_SET(i, &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    assert_int_equal(engine_usable(), 1);
+    assert_int_equal(sched_setaffinity(0, sizeof old, &old), 0);
+    assert_int_equal(engine_usable(), all);
+}
+
+static void await_count(atomic_uint *n, unsigned want) {
+    for (int i = 0; i < PATIENCE_MS && atomic_load(n) != want; i++)
+        sleep_ms(1);
+    assert_int_equal(atomic_load(n), want);
+}
+
+/* Each is done once, also while nothing else is to do. */
+static void test_give_up(void **state) {
+    AUTO(engine_free) struct engine *e = start_two();
+    bool packed = engine_info(e)->pack_bytes > 0;
+    struct engine_request q = raw("ab", 8);
+    static struct seen before, after;
+
+    run(e, &q, &before);
+    await_idle(e);
+    atomic_store(&n_trim, 0);
+    atomic_store(&n_cool, 0);
+    engine_tidy(e, ENGINE_TIDY_KV);
+    await_count(&n_trim, 1);
+    assert_int_equal(atomic_load(&n_cool), 0);
+    engine_tidy(e, ENGINE_TIDY_COLD);
+    await_count(&n_cool, packed);
+    await_idle(e);
+    assert_int_equal(atomic_load(&n_trim), 1);
+    run(e, &q, &after);
+    assert_string_equal(after.text, before.text);
+    assert_int_equal(atomic_load(&n_trim), 1);
+}
+
+static void await_lock(struct engine *e, bool want) {
+    struct engine_status st;
+
+    for (int i = 0; i < PATIENCE_MS; i++) {
+        engine_status(e, &st);
+        if (st.locked == want)
+            return;
+        sleep_ms(1);
+    }
+    fail_msg("locked: %d is wanted", want);
+}
+
+static void test_lock(void **state) {
+    AUTO(engine_free) struct engine *e = start_two();
+    uint64_t before = locked_bytes();
+    struct engine_status st;
+
+    if (!engine_info(e)->pack_bytes)
+        skip();
+    engine_tidy(e, ENGINE_TIDY_UNLOCK | ENGINE_TIDY_KV); /* of what is not locked: nothing */
+    await_idle(e);
+    engine_tidy(e, ENGINE_TIDY_LOCK);
+    await_idle(e);
+    engine_status(e, &st);
+    if (!st.locked) { /* RLIMIT_MEMLOCK */
+        assert_int_equal(locked_bytes(), before);
+        skip();
+    }
+    assert_true(locked_bytes() >= before + engine_info(e)->pack_bytes / 2);
+    engine_tidy(e, ENGINE_TIDY_UNLOCK);
+    await_lock(e, false);
+    assert_int_equal(locked_bytes(), before);
+    engine_tidy(e, ENGINE_TIDY_UNLOCK);
+    engine_tidy(e, ENGINE_TIDY_LOCK); /* the later one counts */
+    await_lock(e, true);
+}
+
+static int teardown(void **state) {
+    free(scripted);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_beat),    cmocka_unit_test(test_limit), cmocka_unit_test(test_usable),
+        cmocka_unit_test(test_give_up), cmocka_unit_test(test_lock),
+    };
+
+    if (argc != 2) {
+        fprintf(stderr, "usage: %s MODEL\n", argv[0]);
+        return 2;
+    }
+    model_path = argv[1];
+    return cmocka_run_group_tests(tests, NULL, teardown);
+}

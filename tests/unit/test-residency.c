@@ -1,0 +1,293 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* How long a model stays: wishes, idle times and memory pressure from a FIFO, on a fake engine. */
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/pressure.h"
+#include "tests/unit/fake-engine.h"
+#include "tests/unit/rig.h"
+
+static struct rig rig;
+static struct rig_client *client;
+static char fifo[64];
+static int signs;
+
+/* A service with this wish, an idle time of 1 s, and steps that are taken back after 1 s. */
+static void begin(const char *residency, const char *lock, const char *oversize) {
+    const struct config_set set[] = {
+        { "residency", residency, "test" },     { "idle-timeout", "1", "test" },
+        { "pressure-watch", fifo, "test" },     { "pressure-calm", "1", "test" },
+        { "lock-weights", lock, "test" },       { "oversize", oversize, "test" },
+        { "user-connections", "1000", "test" },
+    };
+
+    (void)snprintf(fifo, sizeof fifo, "/tmp/moed-residency-%d", (int)getpid());
+    (void)unlink(fifo);
+    assert_int_equal(mkfifo(fifo, 0600), 0);
+    signs = open(fifo, O_RDWR | O_CLOEXEC);
+    assert_true(signs >= 0);
+    rig_init(&rig, set, sizeof set / sizeof set[0]);
+    client = rig_connect(&rig);
+}
+
+static int teardown(void **state) {
+    rig_hangup(client);
+    rig_deinit(&rig);
+    (void)close(signs);
+    (void)unlink(fifo);
+    return 0;
+}
+
+static void load(const char *id) {
+    struct models_load *l;
+
+    assert_int_equal(models_load(rig.server->models, id, 0, &l, NULL), 0);
+    fake_loaded();
+    rig_turn(&rig);
+    assert_int_equal(models_state(rig.server->models, id), MODELS_LOADED);
+}
+
+static bool is_loaded(void) {
+    return models_resident(rig.server->models) != NULL;
+}
+
+static void turn(unsigned ms) {
+    usec_t end = clock_usec() + ms * 1000;
+
+    do
+        rig_turn(&rig);
+    while (clock_usec() < end && usleep(1000) == 0);
+}
+
+static void sign(unsigned n) {
+    while (n--) {
+        assert_int_equal(write(signs, "!", 1), 1);
+        rig_turn(&rig);
+    }
+}
+
+static void has(const char *text, const char *want) {
+    assert_non_null(text);
+    if (!strstr(text, want))
+        fail_msg("'%s' has no '%s'", text, want);
+}
+
+/* ---- wishes ---- */
+
+static void test_names(void **state) {
+    enum residency_wish w;
+
+    begin("pressure", "no", "yes");
+    for (enum residency_wish i = RESIDENCY_IDLE; i <= RESIDENCY_PINNED; i++) {
+        assert_true(residency_parse(residency_name(i), strlen(residency_name(i)), &w));
+        assert_int_equal(w, i);
+    }
+    assert_false(residency_parse("pin", 3, &w));
+    assert_false(residency_parse("pinnedx", 7, &w));
+}
+
+/* The strongest of those that live; the order in which they come and go is all the same. */
+static void test_strongest_counts(void **state) {
+    struct residency_lease a = { 0 }, b = { 0 };
+    struct residency *r;
+
+    begin("idle", "no", "yes");
+    r = rig.server->residency;
+    assert_int_equal(residency_now(r), RESIDENCY_IDLE);
+    residency_take(r, &a, RESIDENCY_PINNED);
+    residency_take(r, &b, RESIDENCY_PRESSURE);
+    assert_int_equal(residency_now(r), RESIDENCY_PINNED);
+    residency_take(r, &a, RESIDENCY_IDLE); /* changes its mind */
+    assert_int_equal(residency_now(r), RESIDENCY_PRESSURE);
+    residency_take(r, &a, RESIDENCY_PINNED);
+    residency_drop(r, &b);
+    assert_int_equal(residency_now(r), RESIDENCY_PINNED);
+    residency_drop(r, &a);
+    residency_drop(r, &a);
+    assert_int_equal(residency_now(r), RESIDENCY_IDLE);
+}
+
+/* A client's wish ends with it, however it goes. */
+static void test_connection_is_a_lease(void **state) {
+    struct rig_client *other;
+
+    begin("idle", "no", "yes");
+    other = rig_connect(&rig);
+    has(rig_call(other, 1, "model.pin", "{}"), "\"residency\"=>\"pinned\"");
+    has(rig_call(client, 1, "model.pin", "{'residency': 'pressure'}"), "\"residency\"=>\"pinned\"");
+    has(rig_call(client, 2, "server.status", "{}"), "\"residency\"=>\"pinned\"");
+    rig_hangup(other);
+    has(rig_call(client, 3, "server.status", "{}"), "\"residency\"=>\"pressure\"");
+    has(rig_call(client, 4, "model.pin", "{'residency': 'none'}"), "\"residency\"=>\"idle\"");
+    has(rig_call(client, 5, "model.pin", "{'residency': 'forever'}"), "InvalidArgs");
+}
+
+/* ---- idle ---- */
+
+static void test_idle_goes(void **state) {
+    usec_t began;
+
+    begin("idle", "no", "yes");
+    load("a");
+    began = clock_usec();
+    turn(700);
+    assert_true(is_loaded());
+    while (is_loaded() && clock_usec() - began < 5 * CLOCK_SECOND)
+        turn(1);
+    assert_false(is_loaded());
+    assert_true(clock_usec() - began >= 900000);
+    load("b"); /* and so again */
+    turn(1500);
+    assert_false(is_loaded());
+}
+
+/* Work, and a stronger wish, keep it; the time begins anew when the work ends. */
+static void test_work_keeps_it(void **state) {
+    begin("idle", "no", "yes");
+    load("a");
+    rig_request(client, 1, "generate", "{'prompt': 'x'}");
+    turn(1300);
+    assert_true(is_loaded());
+    assert_int_equal(fake.n_job, 1);
+    fake_end(&fake.job[0], ENGINE_END_STOP);
+    turn(700);
+    assert_true(is_loaded());
+    turn(1000);
+    assert_false(is_loaded());
+}
+
+static void test_wish_keeps_it(void **state) {
+    struct residency_lease a = { 0 };
+
+    begin("idle", "no", "yes");
+    load("a");
+    residency_take(rig.server->residency, &a, RESIDENCY_PRESSURE);
+    turn(1300);
+    assert_true(is_loaded());
+    residency_drop(rig.server->residency, &a); /* it was idle for long enough */
+    turn(50);
+    assert_false(is_loaded());
+}
+
+/* ---- pressure ---- */
+
+/* One step after the other, each telling the engine what it is about; back down the same way. */
+static void test_ladder(void **state) {
+    static const unsigned want[] = {
+        0,
+        ENGINE_TIDY_KV | ENGINE_TIDY_LOCK,
+        ENGINE_TIDY_KV | ENGINE_TIDY_COLD | ENGINE_TIDY_LOCK,
+        ENGINE_TIDY_KV | ENGINE_TIDY_COLD | ENGINE_TIDY_UNLOCK,
+    };
+
+    begin("pressure", "yes", "yes");
+    load("a");
+    assert_int_equal(fake.tidy, ENGINE_TIDY_LOCK);
+    for (unsigned level = 1; level <= 3; level++) {
+        fake.tidy = 0;
+        sign(1);
+        assert_int_equal(residency_level(rig.server->residency), level);
+        assert_int_equal(fake.tidy, want[level]);
+        assert_true(is_loaded());
+    }
+    has(rig_call(client, 1, "server.status", "{}"), "\"pressure\"=>{\"level\"=>3, \"max\"=>4}");
+    sign(1);
+    assert_false(is_loaded());
+    has(rig_call(client, 2, "generate", "{'prompt': 'x'}"), "InsufficientMemory");
+    has(rig_call(client, 3, "model.load", "{'id': 'b'}"), "\"need\"=>4, \"have\"=>1048576");
+    assert_int_equal(fake.n_new, 1);
+    turn(1200);
+    assert_int_equal(residency_level(rig.server->residency), 3);
+    load("a"); /* loaded again, and not locked yet */
+    fake.tidy = 0;
+    turn(1100);
+    assert_int_equal(fake.tidy, want[2]);
+    fake.tidy = 0;
+    turn(2200);
+    assert_int_equal(residency_level(rig.server->residency), 0);
+    assert_true(fake.tidy & ENGINE_TIDY_LOCK);
+}
+
+/* Who has work goes when that is over, who is pinned stays. */
+static void test_last_step_waits(void **state) {
+    begin("pressure", "no", "yes");
+    load("a");
+    rig_request(client, 1, "generate", "{'prompt': 'x'}");
+    rig_turn(&rig);
+    sign(4);
+    assert_true(is_loaded());
+    fake_end(&fake.job[0], ENGINE_END_STOP);
+    turn(30);
+    sign(1); /* pressure goes on */
+    turn(1100);
+    assert_false(is_loaded());
+}
+
+static void test_pinned_stays(void **state) {
+    begin("pinned", "no", "yes");
+    load("a");
+    sign(5);
+    turn(100);
+    assert_true(is_loaded());
+}
+
+/* ---- admission ---- */
+
+static void test_too_large(void **state) {
+    begin("pressure", "no", "no");
+    fake.memory = 3; /* the file has 4 bytes */
+    has(rig_call(client, 1, "model.load", "{'id': 'a'}"), "\"need\"=>4, \"have\"=>3");
+    has(rig_call(client, 2, "generate", "{'prompt': 'x'}"), "InsufficientMemory");
+    assert_int_equal(fake.n_new, 0);
+    fake.memory = 4;
+    load("a");
+    fake.memory = 2; /* what the resident one gives back counts */
+    fake.info.pack_bytes = 2;
+    load("b");
+    fake.memory = 1;
+    has(rig_call(client, 3, "model.load", "{'id': 'a'}"), "\"need\"=>4, \"have\"=>3");
+    assert_int_equal(models_state(rig.server->models, "b"), MODELS_LOADED); /* nothing changed */
+}
+
+static void test_locked_must_fit(void **state) {
+    begin("pressure", "yes", "yes");
+    fake.memory = 3;
+    has(rig_call(client, 1, "model.load", "{'id': 'a'}"), "InsufficientMemory");
+}
+
+static void test_oversize(void **state) {
+    begin("pressure", "no", "yes");
+    fake.memory = 0;
+    load("a");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test_teardown(test_names, teardown),
+        cmocka_unit_test_teardown(test_strongest_counts, teardown),
+        cmocka_unit_test_teardown(test_connection_is_a_lease, teardown),
+        cmocka_unit_test_teardown(test_idle_goes, teardown),
+        cmocka_unit_test_teardown(test_work_keeps_it, teardown),
+        cmocka_unit_test_teardown(test_wish_keeps_it, teardown),
+        cmocka_unit_test_teardown(test_ladder, teardown),
+        cmocka_unit_test_teardown(test_last_step_waits, teardown),
+        cmocka_unit_test_teardown(test_pinned_stays, teardown),
+        cmocka_unit_test_teardown(test_too_large, teardown),
+        cmocka_unit_test_teardown(test_locked_must_fit, teardown),
+        cmocka_unit_test_teardown(test_oversize, teardown),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
