@@ -64,6 +64,8 @@ static const struct config_key keys[] = {
       "serve the *.gguf files of this folder" },
     { "oversize",         CONFIG_BOOL, AT(oversize),        0, 1,          "yes", { NULL },
       "load also a model for which there is too little memory: its pages come and go" },
+    { "prefix-bytes",     CONFIG_SIZE, AT(prefix_bytes),    0, 1ull << 50, "1024T", { NULL },
+      "part of kv-bytes for prompts and answers that are kept, as far as generations leave it; 0: none are" },
     { "preload",          CONFIG_BOOL, AT(preload),         0, 1,          "yes", { NULL },
       "load the default model at start, not at the first request" },
     { "pressure-calm",    CONFIG_UINT, AT(pressure_calm),   1, 86400,      "30", { NULL },

@@ -44,8 +44,9 @@ struct config {
     char *model, *model_dir, *default_model, *log, *cache_dir, *pressure_watch; /* NULL: not set */
     bool preload, exact, lock_weights, oversize;
     uint64_t weights_store, residency, idle_timeout, pressure_calm;
-    uint64_t bus, context, kv_bytes, kv_type, threads, batch, queue, max_connections, sequences,
-        stall_timeout, step_bound, user_bytes, user_connections, user_jobs, user_kv_bytes;
+    uint64_t bus, context, kv_bytes, kv_type, threads, batch, queue, max_connections, prefix_bytes,
+        sequences, stall_timeout, step_bound, user_bytes, user_connections, user_jobs,
+        user_kv_bytes;
     uint64_t user_sessions, session_idle, saved_bytes;
 
     struct usecase_list use_cases; /* by purpose, see usecase.h */

@@ -353,6 +353,7 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
         .n_user = (uint32_t)c->user_jobs,
         .user_bytes = c->user_bytes,
         .kv_user = c->user_kv_bytes,
+        .prefix_bytes = c->prefix_bytes,
         .n_seq = (uint32_t)c->sequences,
         .bound_usec = c->step_bound * 1000,
         .kv_fmt = kv_fmt[c->kv_type],

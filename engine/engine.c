@@ -10,6 +10,7 @@
 #include "engine/base/utf8.h"
 #include "engine/engine.h"
 #include "engine/hw/quota.h"
+#include "engine/kv/prefix.h"
 #include "engine/sched/job.h"
 #include "engine/sched/resident.h"
 #include "engine/sched/sched.h"
@@ -19,6 +20,7 @@ enum {
     ENGINE_N_BATCH = 512, /* defaults */
     ENGINE_N_QUEUE = 64,
     ENGINE_N_SEQ = 16,
+    ENGINE_N_KEEP = 128, /* kept prefixes */
     ENGINE_BOUND_USEC = 250000,
     ENGINE_FULL_USEC = 20000,    /* look again at a full ring, though nobody called */
     ENGINE_RETRY_USEC = 1000000, /* guess while no generation has ended yet */
@@ -36,7 +38,7 @@ struct engine {
     struct weights_memory memory;
     const char *tier;
     uint32_t n_queue, n_user;
-    uint64_t user_bytes;
+    uint64_t user_bytes, prefix_bytes;
     usec_t bound;
     int epoll_fd;
     bool has_lock;
@@ -219,6 +221,7 @@ static bool engine_load(struct engine *e, struct sched **ret_s) {
     struct job_event ev = { .kind = JOB_EVENT_LOADED };
     struct sched_options so = { .n_job = e->opt.n_seq + e->n_queue,
                                 .bound = e->bound,
+                                .prefix_bytes = e->prefix_bytes,
                                 .stop = &e->stop };
     int r = resident_new(&e->res, &e->opt, engine_progress, e, &e->stop, &e->why);
 
@@ -382,6 +385,7 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
     e->n_queue = opt->n_queue ? opt->n_queue : ENGINE_N_QUEUE;
     e->n_user = opt->n_user;
     e->user_bytes = opt->user_bytes;
+    e->prefix_bytes = opt->prefix_bytes;
     e->bound = opt->bound_usec ? opt->bound_usec : ENGINE_BOUND_USEC;
     e->tier = engine_bound_tier();
     e->path = strdup(opt->path);
@@ -394,6 +398,7 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         .n_worker = opt->n_worker,
         .n_batch = opt->n_batch ? opt->n_batch : ENGINE_N_BATCH,
         .n_seq = opt->n_seq ? opt->n_seq : ENGINE_N_SEQ,
+        .n_keep = opt->prefix_bytes ? ENGINE_N_KEEP : 0,
         .kv_fmt = opt->kv_fmt,
         .exact = opt->exact,
         .no_pack = opt->no_pack,
@@ -492,6 +497,11 @@ void engine_status(struct engine *e, struct engine_status *ret) {
         .busy = engine_busy(e),
         .n_beat =
             atomic_load_explicit(&e->n_beat, memory_order_relaxed) + (r ? model_beat(r->model) : 0),
+        .kv_kept = atomic_load_explicit(&e->stats.kv_kept, memory_order_relaxed),
+        .n_kept = atomic_load_explicit(&e->stats.n_kept, memory_order_relaxed),
+        .n_public = atomic_load_explicit(&e->stats.n_public, memory_order_relaxed),
+        .n_hit = atomic_load_explicit(&e->stats.n_hit, memory_order_relaxed),
+        .n_saved = atomic_load_explicit(&e->stats.n_saved, memory_order_relaxed),
     };
 }
 
@@ -678,6 +688,8 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
     j->no_bos = q->no_bos;
     j->thinking = q->thinking;
     j->no_generation = q->no_generation;
+    j->prefill = q->prefill_only;
+    j->salt = q->prefill_only && q->public ? PREFIX_PUBLIC : q->who.uid;
     j->ignore_end = q->ignore_end;
     j->drop_oldest = q->drop_oldest;
     j->logprobs = q->logprobs;

@@ -27,7 +27,7 @@ struct kv_layer {
 };
 
 struct kv_block {
-    uint32_t n_ref;
+    uint32_t n_ref, n_keep; /* sequences that hold it, and those of them that are kept */
     uint32_t fill; /* rows written by whoever wrote last; only at its end may one go on in place */
 };
 
@@ -41,7 +41,7 @@ struct kv_pool {
 };
 
 struct kv_seq {
-    bool open;
+    bool open, keep;
     pos_t n;                 /* positions held: 0 to n - 1 */
     uint32_t first;          /* sliding blocks before this one were let go */
     uint32_t *table[N_KIND]; /* [n_table]; entries of blocks that are not held mean nothing */
@@ -52,7 +52,7 @@ struct kvcache {
     uint32_t n_layer, n_ctx, n_batch, n_back, n_seq;
     uint32_t n_table; /* blocks of a full sequence */
     uint32_t window;  /* widest of the sliding layers; 0: there is none */
-    uint64_t n_byte, n_used, n_touched;
+    uint64_t n_byte, n_used, n_kept, n_touched;
     struct kv_pool pool[N_KIND];
     struct kv_seq *seq; /* [n_seq] */
     uint32_t *table;    /* [n_seq][N_KIND][n_table] */
@@ -211,7 +211,7 @@ int kvcache_new(struct kvcache **ret_kv, const struct kv_shape *shape) {
     kv->n_ctx = shape->n_ctx;
     kv->n_batch = shape->n_batch;
     kv->n_back = s.n_back;
-    kv->n_seq = shape->n_seq;
+    kv->n_seq = shape->n_seq + shape->n_keep;
     kv->window = s.window;
     kv->n_byte = size;
     kv->n_table = blocks(shape->n_ctx);
@@ -264,6 +264,10 @@ uint64_t kvcache_n_used(const struct kvcache *kv) {
     return kv->n_used;
 }
 
+uint64_t kvcache_n_kept(const struct kvcache *kv) {
+    return kv->n_kept;
+}
+
 uint64_t kvcache_n_touched(const struct kvcache *kv) {
     return kv->n_touched;
 }
@@ -305,10 +309,22 @@ static uint32_t block_take(struct kvcache *kv, int kind) {
     return b;
 }
 
-static void block_unref(struct kvcache *kv, int kind, uint32_t b) {
+/* @n_ref sequences more or fewer hold @b, which somebody holds; @n_keep of them kept ones. */
+static void block_count(struct kvcache *kv, int kind, uint32_t b, int n_ref, int n_keep) {
+    struct kv_pool *p = &kv->pool[kind];
+    struct kv_block *k = &p->block[b];
+
+    kv->n_kept -= k->n_ref == k->n_keep ? p->size : 0;
+    k->n_ref += (uint32_t)n_ref;
+    k->n_keep += (uint32_t)n_keep;
+    kv->n_kept += k->n_ref == k->n_keep && k->n_ref > 0 ? p->size : 0;
+}
+
+static void block_unref(struct kvcache *kv, int kind, uint32_t b, bool keep) {
     struct kv_pool *p = &kv->pool[kind];
 
-    if (--p->block[b].n_ref > 0)
+    block_count(kv, kind, b, -1, keep ? -1 : 0);
+    if (p->block[b].n_ref > 0)
         return;
     p->hot[p->n_hot++] = b;
     kv->n_used -= p->size;
@@ -347,6 +363,7 @@ int kvcache_seq_new(struct kvcache *kv, uint32_t *ret_seq) {
     for (uint32_t i = 0; i < kv->n_seq; i++)
         if (!kv->seq[i].open) {
             kv->seq[i].open = true;
+            kv->seq[i].keep = false;
             kv->seq[i].n = kv->seq[i].first = 0;
             *ret_seq = i;
             return 0;
@@ -392,7 +409,7 @@ int kvcache_truncate(struct kvcache *kv, uint32_t seq, pos_t n) {
         uint32_t first = seq_first(s, k) > blocks(n) ? seq_first(s, k) : blocks(n);
 
         for (uint32_t b = first; kv->pool[k].size && b < blocks(s->n); b++)
-            block_unref(kv, k, s->table[k][b]);
+            block_unref(kv, k, s->table[k][b], s->keep);
     }
     s->n = n;
     s->first = n ? s->first : 0;
@@ -418,9 +435,19 @@ int kvcache_fork(struct kvcache *kv, uint32_t from, pos_t n, uint32_t *ret_seq) 
     for (int k = 0; k < N_KIND; k++)
         for (uint32_t b = seq_first(s, k); kv->pool[k].size && b < blocks(n); b++) {
             s->table[k][b] = f->table[k][b];
-            kv->pool[k].block[s->table[k][b]].n_ref++;
+            block_count(kv, k, s->table[k][b], 1, 0);
         }
     return 0;
+}
+
+void kvcache_keep(struct kvcache *kv, uint32_t seq) {
+    struct kv_seq *s = seq_at(kv, seq);
+
+    assert(!s->keep);
+    s->keep = true;
+    for (int k = 0; k < N_KIND; k++)
+        for (uint32_t b = seq_first(s, k); kv->pool[k].size && b < blocks(s->n); b++)
+            block_count(kv, k, s->table[k][b], 0, 1);
 }
 
 /* The last block of @s, which others share, becomes one of its own. */
@@ -430,7 +457,7 @@ static void seq_copy_last(struct kvcache *kv, struct kv_seq *s, int kind) {
 
     *entry = block_take(kv, kind);
     memcpy(p->base + *entry * p->size, p->base + old * p->size, p->size);
-    block_unref(kv, kind, old);
+    block_unref(kv, kind, old, false);
 }
 
 int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n) {
@@ -438,7 +465,7 @@ int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n) {
     uint32_t first = kv->window ? window_first(kv, s->n) : 0, end, old_end = blocks(s->n);
     uint64_t want = 0, back = 0;
 
-    assert(n <= kv->n_batch);
+    assert(n <= kv->n_batch && !s->keep);
     if (n > kv->n_ctx - s->n)
         return KVCACHE_FULL;
     if (n == 0)
@@ -455,7 +482,7 @@ int kvcache_reserve(struct kvcache *kv, uint32_t seq, uint32_t n) {
         return KVCACHE_NO_ROOM;
 
     for (; s->first < first; s->first++)
-        block_unref(kv, SLIDING, s->table[SLIDING][s->first]);
+        block_unref(kv, SLIDING, s->table[SLIDING][s->first], false);
     for (int k = 0; k < N_KIND; k++) {
         if (kv->pool[k].size == 0)
             continue;
@@ -494,8 +521,62 @@ uint32_t kvcache_value_dim(const struct kvcache *kv, uint32_t layer) {
     return kv->layer[layer].value_dim;
 }
 
-/* Count references of @kind afresh into @count [n_block]. Return: do tables point to blocks? */
-static bool sound_tables(const struct kvcache *kv, int kind, uint32_t *count) {
+/* ---- whole sequences ---- */
+
+uint32_t kvcache_n_layer(const struct kvcache *kv) {
+    return kv->n_layer;
+}
+
+uint32_t kvcache_n_kv_head(const struct kvcache *kv, uint32_t layer) {
+    return kv->layer[layer].n_kv_head;
+}
+
+bool kvcache_slides(const struct kvcache *kv, uint32_t layer) {
+    return kv->layer[layer].kind == SLIDING;
+}
+
+uint32_t kvcache_window(const struct kvcache *kv) {
+    return kv->window;
+}
+
+pos_t kvcache_n_ctx(const struct kvcache *kv) {
+    return kv->n_ctx;
+}
+
+uint32_t kvcache_first(const struct kvcache *kv, uint32_t seq) {
+    return seq_at(kv, seq)->first;
+}
+
+int kvcache_seq_blank(struct kvcache *kv, pos_t n, uint32_t first, uint32_t *ret_seq) {
+    uint32_t end = blocks(n);
+    uint64_t want = end * kv->pool[FULL].size + (end - first) * kv->pool[SLIDING].size;
+    struct kv_seq *s;
+    int r;
+
+    assert(n <= kv->n_ctx && (n == 0 || first < end));
+    if (kv->n_used + want > kv->n_byte)
+        return KVCACHE_NO_ROOM;
+    r = kvcache_seq_new(kv, ret_seq);
+    if (r != 0)
+        return r;
+
+    s = &kv->seq[*ret_seq];
+    s->n = n;
+    s->first = first;
+    for (int k = 0; k < N_KIND; k++)
+        for (uint32_t b = seq_first(s, k); kv->pool[k].size && b < end; b++) {
+            s->table[k][b] = block_take(kv, k);
+            kv->pool[k].block[s->table[k][b]].fill =
+                b < end - 1 ? KV_BLOCK : (n - 1) % KV_BLOCK + 1;
+        }
+    return 0;
+}
+
+/* ---- is it sound? ---- */
+
+/* Count references of @kind afresh, of all and of kept sequences, into @count [n_block].
+ * Return: do tables point to blocks? */
+static bool sound_tables(const struct kvcache *kv, int kind, struct kv_block *count) {
     const struct kv_pool *p = &kv->pool[kind];
 
     for (uint32_t i = 0; i < kv->n_seq; i++) {
@@ -508,33 +589,44 @@ static bool sound_tables(const struct kvcache *kv, int kind, uint32_t *count) {
         for (uint32_t b = seq_first(s, kind); b < blocks(s->n); b++) {
             if (s->table[kind][b] >= p->n_block)
                 return false;
-            count[s->table[kind][b]]++;
+            count[s->table[kind][b]].n_ref++;
+            count[s->table[kind][b]].n_keep += s->keep;
         }
     }
     return true;
 }
 
+/* Is every free block of @p in one of the stacks, once? @count as above; changed. */
+static bool sound_free(const struct kv_pool *p, struct kv_block *count) {
+    uint32_t n_free = 0;
+    bool fine = true;
+
+    for (uint32_t b = 0; b < p->n_block; b++)
+        n_free += count[b].n_ref == 0;
+    for (uint32_t i = 0; i < p->n_hot + p->n_cold && fine; i++)
+        fine = count[i < p->n_hot ? p->hot[i] : p->cold[i - p->n_hot]].n_ref++ == 0;
+    return fine && n_free == p->n_hot + p->n_cold;
+}
+
 bool kvcache_sound(const struct kvcache *kv) {
-    uint64_t used = 0, touched = 0;
+    uint64_t used = 0, kept = 0, touched = 0;
     bool fine = true;
 
     for (int k = 0; k < N_KIND && fine; k++) {
         const struct kv_pool *p = &kv->pool[k];
-        uint32_t *count = calloc(p->n_block + 1, sizeof *count), n_free = 0;
+        struct kv_block *count = calloc(p->n_block + 1, sizeof *count);
 
-        if (p->size) {
-            fine = count && sound_tables(kv, k, count);
-            for (uint32_t b = 0; b < p->n_block && fine; b++) {
-                fine = count[b] == p->block[b].n_ref && p->block[b].fill <= KV_BLOCK;
-                n_free += count[b] == 0;
-            }
-            for (uint32_t i = 0; i < p->n_hot + p->n_cold && fine; i++) /* free, and only once */
-                fine = count[i < p->n_hot ? p->hot[i] : p->cold[i - p->n_hot]]++ == 0;
-            fine = fine && n_free == p->n_hot + p->n_cold;
-            used += (uint64_t)(p->n_block - n_free) * p->size;
-            touched += (uint64_t)(p->n_block - p->n_cold) * p->size;
+        fine = count && (p->size == 0 || sound_tables(kv, k, count));
+        for (uint32_t b = 0; b < p->n_block && fine; b++) {
+            fine = count[b].n_ref == p->block[b].n_ref && p->block[b].fill <= KV_BLOCK &&
+                   (count[b].n_ref == 0 || count[b].n_keep == p->block[b].n_keep);
+            used += count[b].n_ref ? p->size : 0;
+            kept += count[b].n_ref && count[b].n_ref == count[b].n_keep ? p->size : 0;
         }
+        fine = fine && sound_free(p, count);
+        touched += (uint64_t)(p->n_block - p->n_cold) * p->size;
         free(count);
     }
-    return fine && used == kv->n_used && touched == kv->n_touched && touched <= kv->n_byte;
+    return fine && used == kv->n_used && kept == kv->n_kept && touched == kv->n_touched &&
+           touched <= kv->n_byte;
 }

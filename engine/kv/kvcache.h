@@ -13,7 +13,8 @@
  *
  * Blocks are counted: a fork shares those of the sequence it was made from. What is shared is never
  * overwritten: a sequence that goes on in a block where another one has written first gets its own
- * copy. So a sequence that is never stepped is the way to keep a prefix.
+ * copy. So a sequence that is never stepped is the way to keep a prefix; kvcache_keep() marks
+ * it, and what would become free with all that are marked is known at any time.
  *
  * 64 positions are four tiles of keys, enough independent sums to fill the multipliers with one
  * query; a block is one round of attention, and a prefix is shared to within one position anyway.
@@ -48,7 +49,8 @@ struct kv_shape {
     uint32_t n_ctx;                     /* positions a sequence can hold */
     uint32_t n_batch;                   /* positions one kvcache_reserve() may add */
     uint32_t n_back;    /* positions that can always be taken back besides, 0: KV_BLOCK */
-    uint32_t n_seq;     /* sequences at most, kept prefixes among them */
+    uint32_t n_seq;     /* sequences at most */
+    uint32_t n_keep;    /* kept ones besides; they live on what the others leave of the capacity */
     uint64_t n_byte;    /* capacity; 0: every sequence can be full */
     enum quant_fmt fmt; /* QUANT_F32, QUANT_F16 or QUANT_Q8_0 */
 };
@@ -58,7 +60,7 @@ enum {
 
     KVCACHE_FULL,    /* the sequence is at its context; nothing changed */
     KVCACHE_NO_ROOM, /* too few free blocks; nothing changed */
-    KVCACHE_NO_SEQ,  /* n_seq sequences are there already; nothing changed */
+    KVCACHE_NO_SEQ,  /* n_seq and n_keep sequences are there already; nothing changed */
     KVCACHE_GONE,    /* sliding layers let go what would be needed; nothing changed */
 };
 
@@ -72,9 +74,11 @@ struct kvcache *kvcache_free(struct kvcache *kv);
 AUTO_DEFINE(struct kvcache *, kvcache_free)
 
 enum quant_fmt kvcache_fmt(const struct kvcache *kv);
-/* Bytes of the capacity, of those in blocks that sequences hold, and of those that cost memory. */
+/* Bytes of the capacity, of those in blocks that sequences hold, of those that only kept sequences
+ * hold, and of those that cost memory. */
 uint64_t kvcache_n_byte(const struct kvcache *kv);
 uint64_t kvcache_n_used(const struct kvcache *kv);
+uint64_t kvcache_n_kept(const struct kvcache *kv);
 uint64_t kvcache_n_touched(const struct kvcache *kv);
 /* The most bytes a sequence takes on its way to @n positions, when it shares none. */
 uint64_t kvcache_need(const struct kvcache *kv, pos_t n);
@@ -101,6 +105,8 @@ int kvcache_truncate(struct kvcache *kv, uint32_t seq, pos_t n);
 /* A new sequence that shares the first @n positions of @from, @n at most what that holds.
  * Return: 0, KVCACHE_NO_SEQ or KVCACHE_GONE. */
 int kvcache_fork(struct kvcache *kv, uint32_t from, pos_t n, uint32_t *ret_seq);
+/* @seq is kept: never reserved for or truncated again. */
+void kvcache_keep(struct kvcache *kv, uint32_t seq);
 /* Can kvcache_fork() and kvcache_truncate() go to @n, as far as sliding layers go? */
 bool kvcache_holds(const struct kvcache *kv, uint32_t seq, pos_t n);
 
@@ -118,6 +124,19 @@ struct kv_view kvcache_view(const struct kvcache *kv, uint32_t layer, uint32_t s
 /* Elements of the keys and of the values of a layer as they are kept: padded to KERN_KV_DIM. */
 uint32_t kvcache_key_dim(const struct kvcache *kv, uint32_t layer);
 uint32_t kvcache_value_dim(const struct kvcache *kv, uint32_t layer);
+
+/* ---- whole sequences, for files ---- */
+
+uint32_t kvcache_n_layer(const struct kvcache *kv);
+uint32_t kvcache_n_kv_head(const struct kvcache *kv, uint32_t layer);
+bool kvcache_slides(const struct kvcache *kv, uint32_t layer);
+uint32_t kvcache_window(const struct kvcache *kv); /* the widest; 0: no layer slides */
+pos_t kvcache_n_ctx(const struct kvcache *kv);
+/* The block that sliding layers of @seq begin with. */
+uint32_t kvcache_first(const struct kvcache *kv, uint32_t seq);
+/* A new sequence of @n positions, of sliding layers only blocks from @first on, with no rows in
+ * them yet. Return: 0, KVCACHE_NO_SEQ or KVCACHE_NO_ROOM. */
+int kvcache_seq_blank(struct kvcache *kv, pos_t n, uint32_t first, uint32_t *ret_seq);
 
 /* Do tables, counts, free lists and sums agree? For tests. */
 bool kvcache_sound(const struct kvcache *kv);

@@ -23,15 +23,16 @@ void batch_clear(struct batch *b) {
 
 void batch_add(struct batch *b, struct job *j, uint32_t n) {
     uint32_t n_all = (uint32_t)j->all.n;
+    bool out = j->n_done + n == n_all && !j->prefill;
 
     assert(n >= 1 && n <= n_all - j->n_done);
     assert(b->n_row + n <= b->n_row_max && b->n_part < b->n_part_max);
-    b->part[b->n_part++] = (struct batch_part){ .job = j, .n = n, .out = j->n_done + n == n_all };
+    b->part[b->n_part++] = (struct batch_part){ .job = j, .n = n, .out = out };
     for (uint32_t i = 0; i < n; i++) {
         uint32_t pos = j->n_done + i;
 
         b->row[b->n_row++] = (struct model_row){
-            .tok = j->all.id[pos], .seq = j->seq, .pos = pos, .out = pos + 1 == n_all
+            .tok = j->all.id[pos], .seq = j->seq, .pos = pos, .out = out && i + 1 == n
         };
     }
     *(n == 1 ? &b->n_single : &b->n_prompt) += n;

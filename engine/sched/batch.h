@@ -5,7 +5,8 @@
  * batch - the rows of one step, and the tokens drawn from what it computes
  *
  * Each job has one part: the next tokens that its cache has not, one for a sequence that generates,
- * a stretch of the prompt else. The part that reaches a job's last token asks for logits.
+ * a stretch of the prompt else. The part that reaches a job's last token asks for logits, unless
+ * the job is about its prompt alone.
  *
  * Owner:   the engine thread; drawing is spread over the pool.
  * Memory:  fixed at batch_init().

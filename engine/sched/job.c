@@ -260,6 +260,18 @@ static enum job_end job_decode(struct job *j, const struct vocab *v, const struc
     return JOB_END_N;
 }
 
+/* Chats part where a turn begins: others with the same instructions at the second one, the next
+ * turn of the same chat at the last, for the history of an answer is not what opened it. */
+static void job_find_marks(struct job *j, const struct vocab *v) {
+    uint32_t n_turn = 0;
+
+    for (size_t i = 0; i < j->all.n; i++)
+        if (j->all.id[i] == vocab_mark(v, VOCAB_TURN) && ++n_turn >= 2) {
+            j->n_mark = n_turn == 2 ? 1 : 2;
+            j->mark[j->n_mark - 1] = (pos_t)i + 1;
+        }
+}
+
 static enum job_end job_prompt(struct job *j, const struct resident *r) {
     enum job_end end = JOB_END_N;
 
@@ -278,19 +290,23 @@ static enum job_end job_prompt(struct job *j, const struct resident *r) {
 
     j->result.n_prompt = j->all.n < UINT32_MAX ? (uint32_t)j->all.n : UINT32_MAX;
     j->result.n_available = r->n_ctx - 1;
-    return j->all.n < r->n_ctx ? JOB_END_N : JOB_END_CONTEXT;
+    if (j->all.n >= r->n_ctx)
+        return JOB_END_CONTEXT;
+    job_find_marks(j, r->vocab);
+    return JOB_END_N;
 }
 
 /* Tokens the prompt and its answer may have together, so that they fit into the user's part of the
  * cache: what was asked for, or what there is when nothing was. Return: 0: not even that fits. */
 static uint32_t job_fit(struct job *j, const struct resident *r) {
-    uint32_t lo = j->result.n_prompt + (j->max_tokens ? j->n_max : 1), hi = r->n_ctx;
+    bool open = !j->max_tokens && !j->prefill;
+    uint32_t lo = j->result.n_prompt + (open ? 1 : j->n_max), hi = r->n_ctx;
 
     j->result.need = kvcache_need(r->kv, lo);
     j->result.have = r->kv_user;
     if (j->result.need > r->kv_user)
         return 0;
-    while (!j->max_tokens && lo < hi) {
+    while (open && lo < hi) {
         uint32_t n = hi - (hi - lo) / 2;
 
         if (kvcache_need(r->kv, n) <= r->kv_user)
@@ -307,6 +323,8 @@ static enum job_end job_room(struct job *j, const struct resident *r) {
     tok_t *id;
 
     j->n_max = j->max_tokens > 0 && j->max_tokens < room ? j->max_tokens : room;
+    if (j->prefill)
+        j->n_max = 0;
     n = job_fit(j, r);
     if (n == 0)
         return JOB_END_MEMORY;
@@ -365,7 +383,7 @@ static enum job_end job_work(struct job *j, const struct resident *r) {
             end = job_score(j, r);
         if (end == JOB_END_N)
             end = job_room(j, r);
-        return end == JOB_END_N && !j->score ? job_sampler(j, r) : end;
+        return end == JOB_END_N && !j->score && !j->prefill ? job_sampler(j, r) : end;
     case JOB_TOKENIZE:
         end = job_encode(j, r->vocab, &j->result.tok);
         break;

@@ -34,6 +34,7 @@ enum {
     JOB_TEXT_MAX = 1024 + 16, /* bytes of text in one event */
     JOB_DROP_PARTS = 8,       /* of the context: what an answer has, where messages are dropped for
                                  it and it does not say, and what is dropped beyond that */
+    JOB_MARK_MAX = 3,         /* where a prompt is kept besides at its end */
 };
 
 enum job_kind { JOB_GENERATE, JOB_TOKENIZE, JOB_DETOKENIZE, JOB_RENDER };
@@ -82,6 +83,8 @@ struct job {
     struct tok_list tok;
     bool special, no_bos, thinking, no_generation, ignore_end, logprobs;
     bool drop_oldest; /* shorten the messages rather than refuse them */
+    bool prefill;     /* evaluate and keep the prompt, and answer nothing */
+    uint64_t salt;    /* see engine/kv/prefix.h */
     uint32_t max_tokens, n_top;
     struct sample_params sample; /* with its own bias list */
     usec_t deadline;             /* CLOCK_MONOTONIC; 0: none */
@@ -99,8 +102,10 @@ struct job {
     } live;
 
     /* Of a generation that goes on: made by job_prepare(). */
-    struct tok_list all; /* the prompt, then what was generated, with room for n_max */
-    uint32_t n_max;      /* tokens to generate at most, >= 1 */
+    struct tok_list all;      /* the prompt, then what was generated, with room for n_max */
+    uint32_t n_max;           /* tokens to generate at most; 0: none */
+    pos_t mark[JOB_MARK_MAX]; /* [n_mark] tokens of .all that others are likely to begin with */
+    uint32_t n_mark;
     struct sampler *sampler;
     struct stop *stop;
     struct answer *answer;

@@ -76,6 +76,7 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
         return load_failed(l, k, "cannot bind the model");
     model_kv_shape(r->model, r->n_seq, opt->kv_fmt, &shape);
     shape.n_byte = bytes;
+    shape.n_keep = r->n_keep = opt->n_keep;
 
     k = kvcache_new(&r->kv, &shape);
     if (k != 0)

@@ -43,6 +43,7 @@ struct resident_options {
     uint32_t n_worker; /* 0: one a usable core */
     uint32_t n_batch;  /* >= 1 */
     uint32_t n_seq;    /* sequences at a time at most, >= 1 */
+    uint32_t n_keep;   /* kept prefixes besides */
     uint64_t kv_user;  /* bytes of keys and values the jobs of one user may take; 0: all */
     enum quant_fmt kv_fmt;
     bool exact;
@@ -63,6 +64,7 @@ struct resident {
     bool empty_thought;   /* see chat.h */
     uint32_t n_ctx;       /* positions a sequence can hold */
     uint32_t n_seq;       /* sequences at a time, <= n_batch */
+    uint32_t n_keep;      /* kept prefixes besides */
     uint64_t kv_user;     /* bytes of the cache for one user */
     uint32_t n_batch;     /* rows a step at most */
     const char *template; /* [n_template], in the file; NULL: none */

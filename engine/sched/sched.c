@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "engine/kv/prefix.h"
 #include "engine/sched/answer.h"
 #include "engine/sched/batch.h"
 #include "engine/sched/pace.h"
@@ -21,6 +22,7 @@ struct sched {
     struct ring *out;
     struct sched_stats *stats;
     struct fair *fair;
+    struct prefix *prefix;
     struct pace pace;
     uint32_t n_single; /* single rows of recent steps at most */
     struct batch batch;
@@ -49,6 +51,8 @@ int sched_new(struct sched **ret_s, struct resident *r, const struct sched_optio
     k = batch_init(&s->batch, r->n_batch, r->n_seq);
     if (k == 0)
         k = fair_new(&s->fair, opt->n_job);
+    if (k == 0)
+        k = prefix_new(&s->prefix, r->kv, r->n_keep, r->n_ctx, opt->prefix_bytes);
     if (k < 0)
         return err_up(k);
     s->n_late_max = r->n_seq * SCHED_LATE_PART;
@@ -65,6 +69,7 @@ struct sched *sched_free(struct sched *s) {
         return NULL;
     batch_deinit(&s->batch);
     fair_free(s->fair);
+    prefix_free(s->prefix);
     free(s->late);
     free(s);
     return NULL;
@@ -171,24 +176,57 @@ static void sched_set_running(struct sched *s, struct job *j, bool running) {
     fair_run(s->fair, &j->fair, running);
 }
 
+/* What is kept has changed. */
+static void sched_note_kept(struct sched *s) {
+    const struct prefix *p = s->prefix;
+    struct sched_stats *st = s->stats;
+
+    atomic_store_explicit(&st->kv_kept, kvcache_n_kept(s->res->kv), memory_order_relaxed);
+    atomic_store_explicit(&st->n_kept, prefix_n(p), memory_order_relaxed);
+    atomic_store_explicit(&st->n_public, prefix_n_of(p, PREFIX_PUBLIC), memory_order_relaxed);
+}
+
+/* Keep the first @n tokens of @j, which it has evaluated. */
+static void sched_keep(struct sched *s, struct job *j, pos_t n) {
+    prefix_keep(s->prefix, j->salt, j->all.id, n, j->seq);
+    sched_note_kept(s);
+}
+
 /* Return: was there a place? */
 static bool sched_place(struct sched *s, struct job *j) {
     usec_t now = job_clock();
+    struct prefix_hit hit;
 
     if (s->n_running == s->res->n_seq || !sched_fits(s, sched_need(s, j)) ||
-        kvcache_seq_new(s->res->kv, &j->seq) != 0)
+        prefix_take(s->prefix, j->salt, j->all.id, (pos_t)j->all.n - 1, &hit) != 0)
         return false;
     sched_set_room(s, j, sched_need(s, j));
     sched_set_running(s, j, true);
-    j->n_done = 0;
+    j->seq = hit.seq;
+    j->n_done = hit.n;
+    atomic_store_explicit(&j->live.n_done, hit.n, memory_order_relaxed);
+    if (hit.n > 0) {
+        sched_count(&s->stats->n_hit, 1);
+        sched_count(&s->stats->n_saved, hit.n);
+        sched_note_kept(s);
+    }
+    if (hit.parted >= hit.n + KV_BLOCK && j->n_mark < JOB_MARK_MAX)
+        j->mark[j->n_mark++] = hit.parted;
     j->result.queue_usec += now - j->waits;
-    if (!j->began)
+    if (!j->began) {
         j->began = now;
+        j->result.n_cached = hit.n;
+    }
     return true;
 }
 
+/* What was evaluated is kept. */
 static void sched_leave(struct sched *s, struct job *j) {
+    if (kvcache_truncate(s->res->kv, j->seq, j->n_done) == 0) /* behind it a step was given up */
+        sched_keep(s, j, j->n_done);
     kvcache_seq_free(s->res->kv, j->seq);
+    prefix_bound(s->prefix);
+    sched_note_kept(s);
     sched_set_room(s, j, 0);
     sched_set_running(s, j, false);
     j->waits = job_clock();
@@ -379,12 +417,15 @@ static bool sched_eval(struct sched *s, const float **ret_logits) {
     int k;
 
     for (uint32_t i = 0; i < b->n_part; i++) {
-        k = kvcache_reserve(r->kv, b->part[i].job->seq, b->part[i].n);
+        do
+            k = kvcache_reserve(r->kv, b->part[i].job->seq, b->part[i].n);
+        while (k == KVCACHE_NO_ROOM && prefix_yield(s->prefix));
         if (k != 0) { /* sched_grow() saw to it */
             sched_fail(s, err_fold(k), "no room for keys and values");
             return false;
         }
     }
+    sched_note_kept(s);
     k = model_step(r->model, r->kv, b->row, b->n_row, alone ? &alone->halt : s->opt.stop,
                    ret_logits);
     if (k == MODEL_STOPPED) { /* the job's end, or everybody's */
@@ -433,18 +474,22 @@ static enum job_end sched_score(struct sched *s, struct job *j, const float *log
 static void sched_part(struct sched *s, struct batch_part *p, usec_t began, usec_t now) {
     struct job *j = p->job;
     bool prompt = j->n_done < j->result.n_prompt;
-    enum job_end end;
+    enum job_end end = JOB_END_N;
 
     j->n_done += p->n;
     atomic_store_explicit(&j->live.n_done, j->n_done, memory_order_relaxed);
+    for (uint32_t i = 0; i < j->n_mark; i++)
+        if (j->mark[i] <= j->n_done && j->mark[i] + p->n > j->n_done)
+            sched_keep(s, j, j->mark[i]);
     *(prompt || p->n > 1 ? &j->result.prefill_usec : &j->result.decode_usec) += now - began;
     if (prompt) {
         sched_count(&s->stats->n_prompt_token, p->n);
         sched_tell(s, j, now);
     }
-    if (!p->out)
-        return;
-    end = j->score ? sched_score(s, j, p->logits) : sched_say(s, j, &p->token);
+    if (p->out)
+        end = j->score ? sched_score(s, j, p->logits) : sched_say(s, j, &p->token);
+    else if (j->prefill && j->n_done == j->all.n)
+        end = JOB_END_STOP;
     if (end != JOB_END_N)
         sched_end(s, j, end);
 }

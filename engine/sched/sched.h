@@ -9,8 +9,11 @@
  * fit waits, and nothing that came later passes it. Each step takes the next token of the
  * sequences that generate and parts of prompts, in the order and amount that fair.h says, and no
  * more prompt rows than pace.h says fit between two tokens of a stream. A job may lose its place
- * at a token boundary, with what the cache holds of it, and evaluates its tokens again when it has
- * one; what comes out is the same.
+ * at a token boundary, and goes on when it has one again; what comes out is the same.
+ *
+ * What was evaluated is kept, under the job's salt, as long as running jobs leave room: at the
+ * job's marks, and when it loses its place or ends. A job that is given a place begins behind what
+ * is kept of its tokens, but for the last one, whose logits it needs.
  *
  * sched_step() never waits: when it can not go on it says so, and its caller does the waiting.
  *
@@ -45,6 +48,7 @@ enum {
 struct sched_options {
     uint32_t n_job;          /* jobs at a time at most */
     usec_t bound;            /* between two tokens of a stream, as far as prompts go */
+    uint64_t prefix_bytes;   /* of the cache for kept prefixes; 0: none are kept */
     const atomic_bool *stop; /* gives a step of several jobs up; borrowed */
 };
 
@@ -55,6 +59,9 @@ struct sched_stats {
     _Atomic uint64_t job_usec;                /* moving mean of one generation; 0: none yet */
     _Atomic uint64_t n_evicted;               /* places lost */
     _Atomic uint64_t kv_room;                 /* bytes of the cache that jobs have room in */
+    _Atomic uint64_t kv_kept;                 /* and that only kept prefixes hold */
+    atomic_uint n_kept, n_public;             /* kept prefixes; of them public ones */
+    _Atomic uint64_t n_hit, n_saved;          /* places that began with one; tokens it had */
 };
 
 /**

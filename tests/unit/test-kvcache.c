@@ -154,7 +154,7 @@ static void test_touched_as_used(void **state) {
 
 /* What was written at each position of each sequence. */
 struct naive {
-    bool open;
+    bool open, keep;
     pos_t n, high; /* high: where the furthest kvcache_reserve() began */
     uint32_t stamp[N_CTX];
 };
@@ -259,6 +259,7 @@ static void fork_one(struct kvcache *kv, uint32_t from, pos_t n) {
     assert_true(to < N_SEQ && !naive[to].open);
     naive[to] = naive[from];
     naive[to].n = n;
+    naive[to].keep = false;
     naive[to].high = n > naive[from].high ? n : naive[from].high;
     if (n == 0)
         naive[to].high = 0;
@@ -268,6 +269,7 @@ static void fork_one(struct kvcache *kv, uint32_t from, pos_t n) {
 
 static void one_op(struct kvcache *kv) {
     uint32_t q = below(N_SEQ), n = naive[q].n, seq;
+    uint64_t kept;
 
     if (!naive[q].open) {
         if (kvcache_seq_new(kv, &seq) == 0) {
@@ -276,7 +278,16 @@ static void one_op(struct kvcache *kv) {
         }
         return;
     }
-    switch (below(12)) {
+    if (naive[q].keep) {
+        check_seen(kv, q, n);
+        fork_one(kv, q, below(n + 1));
+        if (below(3) == 0) {
+            kvcache_seq_free(kv, q);
+            naive[q].open = false;
+        }
+        return;
+    }
+    switch (below(13)) {
     case 0:
         cut(kv, q, below(n + 2));
         break;
@@ -298,6 +309,12 @@ static void one_op(struct kvcache *kv) {
     case 5:
         if (below(4) == 0)
             kvcache_trim(kv);
+        break;
+    case 6:
+        kept = kvcache_n_kept(kv) + kvcache_own(kv, q);
+        kvcache_keep(kv, q);
+        naive[q].keep = true;
+        assert_true(kvcache_n_kept(kv) >= kept && kvcache_n_kept(kv) <= kvcache_n_used(kv));
         break;
     default:
         add(kv, q, below(below(2) ? 3 : N_BATCH + 1));
@@ -321,6 +338,7 @@ static void run_against_naive(struct kvcache *kv, int n_op) {
     }
     assert_true(kvcache_sound(kv));
     assert_int_equal(kvcache_n_used(kv), 0); /* nothing leaked */
+    assert_int_equal(kvcache_n_kept(kv), 0);
     kvcache_trim(kv);
     assert_int_equal(kvcache_n_touched(kv), 0);
     assert_true(kvcache_sound(kv));
@@ -447,6 +465,43 @@ static void test_copy_on_write(void **state) {
     assert_true(kvcache_sound(kv));
 }
 
+/* What only kept sequences hold, beside one that runs, is known exactly; they come on top of n_seq,
+ * without more bytes. */
+static void test_kept(void **state) {
+    AUTO(kvcache_free) struct kvcache *kv = NULL;
+    struct kv_shape s = shape(QUANT_F16);
+    uint64_t size, one;
+    uint32_t a, b, c;
+
+    (void)state;
+    s.n_seq = 1;
+    size = kvcache_size(&s);
+    s.n_keep = 2;
+    assert_int_equal(kvcache_size(&s), size);
+    assert_int_equal(kvcache_new(&kv, &s), 0);
+    a = new_seq(kv);
+    assert_int_equal(kvcache_reserve(kv, a, 40), 0);
+    one = kvcache_n_used(kv);
+    assert_int_equal(kvcache_reserve(kv, a, 60), 0);
+    assert_int_equal(kvcache_fork(kv, a, 100, &b), 0);
+    assert_int_equal(kvcache_fork(kv, a, 50, &c), 0);
+    kvcache_keep(kv, b);
+    kvcache_keep(kv, c);
+    assert_int_equal(kvcache_n_kept(kv), 0);
+    assert_int_equal(kvcache_truncate(kv, a, 64), 0);
+    assert_int_equal(kvcache_n_kept(kv), one);
+    kvcache_seq_free(kv, a);
+    assert_int_equal(kvcache_n_kept(kv), 2 * one);
+    assert_int_equal(kvcache_fork(kv, c, 50, &a), 0);
+    assert_int_equal(kvcache_n_kept(kv), one);
+    assert_int_equal(kvcache_reserve(kv, a, 1), 0); /* a copy of its own */
+    assert_int_equal(kvcache_n_used(kv), 3 * one);
+    assert_int_equal(kvcache_n_kept(kv), 2 * one);
+    kvcache_seq_free(kv, b);
+    assert_int_equal(kvcache_n_kept(kv), one);
+    assert_true(kvcache_sound(kv));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_layout),
@@ -457,6 +512,7 @@ int main(void) {
         cmocka_unit_test(test_room_and_need),
         cmocka_unit_test(test_need_is_enough),
         cmocka_unit_test(test_copy_on_write),
+        cmocka_unit_test(test_kept),
     };
 
     return cmocka_run_group_tests_name("kvcache", tests, NULL, NULL);

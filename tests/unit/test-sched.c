@@ -3,7 +3,7 @@
 /* The scheduler and the resident model without threads, on small random models given as arguments,
  * the second one split over three files. model_step() and the clock are replaced: a step records
  * its rows and takes as long as they cost, and the token a row draws depends on all tokens of its
- * sequence so far. */
+ * sequence so far, as the cache holds them. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,7 +17,7 @@
 
 #include "engine/sched/sched.h"
 
-enum { N_BATCH = 16, N_CTX = 2048, N_SEQ = 8, N_STEP = 65536, BOUND = 250000 };
+enum { N_BATCH = 16, N_CTX = 2048, N_SEQ = 8, N_KEEP = 16, N_STEP = 65536, BOUND = 250000 };
 
 static const char *model_path, *split_path;
 static struct resident *res;
@@ -32,7 +32,6 @@ static struct {
 } step[N_STEP];
 static uint32_t n_step;
 static usec_t now, base_usec, row_usec; /* the clock; what a step and a row cost */
-static uint32_t sum[N_SEQ];             /* of the tokens of a sequence so far */
 static tok_t letter[26];
 static int step_returns;
 static struct job *step_halts; /* halted during the step */
@@ -46,14 +45,19 @@ usec_t __wrap_job_clock(void) {
     return now;
 }
 
-static void draw(float *row, uint32_t seq) {
+static void draw(float *row, uint32_t sum) {
     memset(row, 0, vocab_n(res->vocab) * sizeof *row);
-    row[letter[sum[seq] % 26]] = 50.0f;
+    row[letter[sum % 26]] = 50.0f;
+}
+
+/* What the cache has instead of a key: the sum of all tokens up to @pos. */
+static uint32_t *sum_at(const struct kvcache *kv, uint32_t seq, pos_t pos) {
+    return (uint32_t *)(void *)kvcache_view(kv, 0, seq, 0, pos / KV_BLOCK).key + pos % KV_BLOCK;
 }
 
 int __wrap_model_step(struct model *m, struct kvcache *kv, const struct model_row *row,
                       uint32_t n_row, const atomic_bool *stop, const float **ret_logits) {
-    uint32_t n_out = 0, n_of[N_SEQ] = { 0 };
+    uint32_t n_out = 0, n_of[32] = { 0 };
 
     assert_true(n_row >= 1 && n_row <= N_BATCH && n_step < N_STEP);
     step[n_step].n_row = n_row;
@@ -64,7 +68,7 @@ int __wrap_model_step(struct model *m, struct kvcache *kv, const struct model_ro
     for (uint32_t i = 0; i < n_row; i++) {
         uint32_t seq = row[i].seq;
 
-        assert_true(seq < N_SEQ);
+        assert_true(seq < 32);
         if (i > 0 && row[i - 1].seq == seq)
             assert_int_equal(row[i].pos, row[i - 1].pos + 1);
         else
@@ -80,16 +84,15 @@ int __wrap_model_step(struct model *m, struct kvcache *kv, const struct model_ro
     if (atomic_load(stop))
         return MODEL_STOPPED;
     for (uint32_t i = 0; i < n_row; i++) {
-        uint32_t seq = row[i].seq;
+        uint32_t seq = row[i].seq, sum = row[i].pos ? *sum_at(kv, seq, row[i].pos - 1) : 0;
 
-        if (row[i].pos == 0)
-            sum[seq] = 0;
-        sum[seq] = sum[seq] * 31 + (uint32_t)row[i].tok + 1;
+        sum = sum * 31 + (uint32_t)row[i].tok + 1;
+        *sum_at(kv, seq, row[i].pos) = sum;
         if (i + 1 == n_row || row[i + 1].seq != seq)
             assert_int_equal(kvcache_n(kv, seq), row[i].pos + 1); /* reserved */
         if (row[i].out) {
             assert_true(i + 1 == n_row || row[i + 1].seq != seq);
-            draw(logits + (size_t)n_out++ * vocab_n(res->vocab), seq);
+            draw(logits + (size_t)n_out++ * vocab_n(res->vocab), sum);
         }
     }
     *ret_logits = logits;
@@ -137,8 +140,10 @@ struct world {
     uint32_t n_job;
 };
 
-static void open_world(struct world *w, uint32_t n_ring) {
-    struct sched_options opt = { .n_job = 64, .bound = BOUND, .stop = &w->stop };
+static void open_keeping(struct world *w, uint32_t n_ring, uint64_t prefix_bytes) {
+    struct sched_options opt = {
+        .n_job = 64, .bound = BOUND, .prefix_bytes = prefix_bytes, .stop = &w->stop
+    };
 
     memset(w, 0, sizeof *w);
     n_step = 0;
@@ -151,15 +156,21 @@ static void open_world(struct world *w, uint32_t n_ring) {
     assert_int_equal(sched_step(w->s), SCHED_NO_JOB);
 }
 
+static void open_world(struct world *w, uint32_t n_ring) {
+    open_keeping(w, n_ring, 0);
+}
+
 /* All is as it was. */
 static void close_world(struct world *w) {
     for (uint32_t i = 0; i < w->n_job; i++)
         job_free(w->job[i]);
     assert_int_equal(w->stats.n_running, 0);
     assert_int_equal(w->stats.kv_room, 0);
-    assert_int_equal(kvcache_n_used(res->kv), 0);
+    assert_int_equal(kvcache_n_used(res->kv), w->stats.kv_kept);
+    assert_int_equal(kvcache_n_kept(res->kv), w->stats.kv_kept);
     assert_true(kvcache_sound(res->kv));
     sched_free(w->s);
+    assert_int_equal(kvcache_n_used(res->kv), 0);
     ring_free(w->ring);
 }
 
@@ -551,6 +562,7 @@ static struct resident *resident_of(uint64_t kv_bytes, uint64_t kv_user) {
                                     .n_seq = N_SEQ,
                                     .kv_bytes = kv_bytes,
                                     .kv_user = kv_user,
+                                    .n_keep = N_KEEP,
                                     .kv_fmt = QUANT_F32,
                                     .n_worker = 1 };
     atomic_bool stop = false;
@@ -637,6 +649,199 @@ static void test_user_bytes(void **state) {
     res = all;
 }
 
+/* ---- kept prefixes ---- */
+
+/* A job for @uid whose prompt is the first @n_same tokens that all have, then @n_own of its own. */
+static struct job *branch(uint32_t uid, size_t n_same, tok_t own, size_t n_own, uint32_t max) {
+    struct job *j = raw_for((struct fair_who){ .uid = uid }, n_same, max);
+
+    j->salt = uid;
+    for (size_t i = 0; i < n_own; i++)
+        assert_int_equal(tok_list_push(&j->tok, own + (tok_t)(i % 7)), 0);
+    assert_true(job_prepare(j, res));
+    return j;
+}
+
+/* What @j says when nothing is kept; @j is gone. */
+static void alone(struct job *j, char *text) {
+    static struct world w;
+
+    open_world(&w, 256);
+    add(&w, j);
+    run(&w);
+    strcpy(text, w.text[0]);
+    close_world(&w);
+}
+
+/* The same prompt again, longer, and parted from: only what is new is evaluated, and the answer is
+ * the same. Of another user nothing is found, nor of a prompt that is evaluated at the time. */
+static void test_prefix(void **state) {
+    static const struct {
+        uint32_t uid;
+        size_t n_same, n_own;
+        uint32_t n_cached;
+    } c[] = {
+        { 1, 40, 0, 0 },   { 1, 40, 0, 39 }, { 1, 60, 0, 40 },  { 2, 60, 0, 0 },
+        { 1, 50, 30, 50 }, { 2, 60, 1, 60 }, { 1, 50, 31, 80 },
+    };
+    static char text[8][N_TEXT];
+    static struct world w;
+    uint64_t n_eval = 0, n_saved = 0;
+
+    for (size_t i = 0; i < sizeof c / sizeof *c; i++)
+        alone(branch(c[i].uid, c[i].n_same, 60, c[i].n_own, 10), text[i]);
+    open_keeping(&w, 256, UINT64_MAX);
+    for (size_t i = 0; i < sizeof c / sizeof *c; i++) {
+        add(&w, branch(c[i].uid, c[i].n_same, 60, c[i].n_own, 10));
+        run(&w);
+        assert_string_equal(w.text[i], text[i]);
+        assert_int_equal(w.job[i]->result.n_cached, c[i].n_cached);
+        n_eval += c[i].n_same + c[i].n_own - c[i].n_cached;
+        n_saved += c[i].n_cached;
+        assert_int_equal(w.stats.n_prompt_token, n_eval);
+    }
+    assert_int_equal(w.stats.n_saved, n_saved);
+    assert_int_equal(w.stats.n_hit, 5);
+    assert_true(w.stats.n_kept > 0 && w.stats.kv_kept > 0);
+    close_world(&w);
+}
+
+/* Where two long prompts part is known when the third comes. */
+static void test_prefix_parted(void **state) {
+    static char text[3][N_TEXT];
+    static struct world w;
+
+    for (int i = 0; i < 3; i++)
+        alone(branch(1, 500, (tok_t)(60 + 10 * i), 400, 10), text[i]);
+    open_keeping(&w, 256, UINT64_MAX);
+    for (int i = 0; i < 3; i++) {
+        add(&w, branch(1, 500, (tok_t)(60 + 10 * i), 400, 10));
+        run(&w);
+        assert_string_equal(w.text[i], text[i]);
+        assert_int_equal(w.job[i]->result.n_cached, i < 2 ? 0 : 500);
+    }
+    close_world(&w);
+}
+
+/* What is evaluated and kept, with no answer. */
+static void test_prefill(void **state) {
+    static struct world w;
+    struct job *j;
+
+    open_keeping(&w, 256, UINT64_MAX);
+    for (uint32_t i = 0; i < 2; i++) {
+        j = raw_for((struct fair_who){ 0 }, 100, 5);
+        j->prefill = true;
+        assert_true(job_prepare(j, res));
+        assert_int_equal(j->n_max, 0);
+        add(&w, j);
+        run(&w);
+        assert_string_equal(w.text[i], "");
+        assert_int_equal(j->result.end, JOB_END_STOP);
+        assert_int_equal(j->result.n_token, 0);
+        assert_int_equal(j->result.n_cached, i * 99);
+        assert_false(step[n_step - 1].last.out);
+    }
+    add(&w, branch(0, 100, 60, 20, 5));
+    run(&w);
+    assert_int_equal(w.job[2]->result.n_cached, 100);
+    close_world(&w);
+}
+
+/* Public ones are found by all, and go last. */
+static void test_prefix_public(void **state) {
+    static struct world w;
+    struct job *j = raw_for((struct fair_who){ 0 }, 100, 5);
+    uint32_t i;
+
+    open_keeping(&w, 256, UINT64_MAX);
+    j->prefill = true;
+    j->salt = UINT64_MAX;
+    assert_true(job_prepare(j, res));
+    add(&w, j);
+    run(&w);
+    assert_int_equal(w.stats.n_public, 1);
+    for (uint32_t uid = 1; uid < 3 * N_KEEP; uid++) {
+        i = add(&w, branch(uid, 100, (tok_t)(60 + uid), 40, 5));
+        run(&w);
+        assert_int_equal(w.job[i]->result.n_cached, 100);
+    }
+    assert_int_equal(w.stats.n_public, 1);
+    assert_int_equal(w.stats.n_kept, N_KEEP);
+    close_world(&w);
+}
+
+/* A job that lost its place goes on from where it was, and is not slower for what others keep. */
+static void test_prefix_evicted(void **state) {
+    struct fair_who back = { .class = FAIR_BACKGROUND };
+    static char text[N_TEXT];
+    static struct world w;
+
+    alone(prepared_for(back, 400, 100), text);
+    open_keeping(&w, 256, UINT64_MAX);
+    for (uint32_t i = 0; i < N_SEQ; i++)
+        add(&w, prepared_for(back, 400, 100));
+    while (w.job[N_SEQ - 1]->result.n_token < 20)
+        steps(&w, 1);
+    add(&w, prepared(4, 20));
+    run(&w);
+    assert_int_equal(w.stats.n_evicted, 1);
+    for (uint32_t i = 0; i < N_SEQ; i++)
+        assert_string_equal(w.text[i], text);
+    assert_true(w.stats.n_prompt_token <= N_SEQ * 400 + 4 + 1);
+    assert_true(w.stats.n_saved > 400);
+    close_world(&w);
+}
+
+/* Kept prefixes take no room from jobs: what fits without them fits with them, at once; and they
+ * stay within their own bound. */
+static void test_prefix_room(void **state) {
+    struct resident *all = res;
+    static struct world w;
+
+    res = resident_of(2 * kvcache_need(all->kv, 800), 0);
+    for (int bound = 0; bound < 2; bound++) {
+        uint64_t most = bound ? kvcache_n_byte(res->kv) / 2 : kvcache_n_byte(res->kv);
+
+        open_keeping(&w, 256, most);
+        for (uint32_t i = 0; i < 30; i++) {
+            add(&w, branch(i % 3, 300, (tok_t)(60 + i), 200 + 7 * i % 50, 90));
+            if (i % 3 == 2)
+                run(&w);
+            assert_true(w.stats.kv_kept <= most);
+            assert_true(kvcache_n_used(res->kv) <= kvcache_n_byte(res->kv));
+            assert_true(kvcache_sound(res->kv));
+        }
+        for (uint32_t i = 0; i < 30; i++)
+            assert_int_equal(w.job[i]->result.n_token, 90);
+        assert_int_equal(w.stats.n_evicted, 0);
+        assert_true(w.stats.n_kept > 0);
+        close_world(&w);
+    }
+    resident_free(res);
+    res = all;
+}
+
+/* Given up in the middle of a step: of that step nothing is kept. */
+static void test_prefix_halt(void **state) {
+    static char text[N_TEXT];
+    static struct world w;
+
+    alone(branch(1, 300, 60, 0, 10), text);
+    open_keeping(&w, 64, UINT64_MAX);
+    add(&w, branch(1, 300, 60, 0, 10));
+    assert_int_equal(steps(&w, 10), 0);
+    step_halts = w.job[0];
+    run(&w);
+    assert_int_equal(w.job[0]->result.end, JOB_END_CANCELLED);
+    step_halts = NULL;
+    add(&w, branch(1, 300, 60, 0, 10));
+    run(&w);
+    assert_int_equal(w.job[1]->result.n_cached, 160);
+    assert_string_equal(w.text[1], text);
+    close_world(&w);
+}
+
 /* ---- the resident model ---- */
 
 struct loading {
@@ -712,6 +917,7 @@ static int setup(void **state) {
                                     .n_ctx = N_CTX,
                                     .n_batch = N_BATCH,
                                     .n_seq = N_SEQ,
+                                    .n_keep = N_KEEP,
                                     .kv_fmt = QUANT_F32,
                                     .n_worker = 1 };
     struct loading l = { 0 };
@@ -737,15 +943,19 @@ static int teardown(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_rows),         cmocka_unit_test(test_context),
-        cmocka_unit_test(test_no_room),      cmocka_unit_test(test_halt),
-        cmocka_unit_test(test_step_fails),   cmocka_unit_test(test_together),
-        cmocka_unit_test(test_long_prompt),  cmocka_unit_test(test_shares),
-        cmocka_unit_test(test_hold),         cmocka_unit_test(test_wait),
-        cmocka_unit_test(test_evict),        cmocka_unit_test(test_background),
-        cmocka_unit_test(test_bytes),        cmocka_unit_test(test_user_bytes),
-        cmocka_unit_test(test_cancel),       cmocka_unit_test(test_load_stops),
-        cmocka_unit_test(test_load_no_room), cmocka_unit_test(test_load_split),
+        cmocka_unit_test(test_rows),           cmocka_unit_test(test_context),
+        cmocka_unit_test(test_no_room),        cmocka_unit_test(test_halt),
+        cmocka_unit_test(test_step_fails),     cmocka_unit_test(test_together),
+        cmocka_unit_test(test_long_prompt),    cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_hold),           cmocka_unit_test(test_wait),
+        cmocka_unit_test(test_evict),          cmocka_unit_test(test_background),
+        cmocka_unit_test(test_bytes),          cmocka_unit_test(test_user_bytes),
+        cmocka_unit_test(test_cancel),         cmocka_unit_test(test_load_stops),
+        cmocka_unit_test(test_load_no_room),   cmocka_unit_test(test_load_split),
+        cmocka_unit_test(test_prefix),         cmocka_unit_test(test_prefix_parted),
+        cmocka_unit_test(test_prefill),        cmocka_unit_test(test_prefix_public),
+        cmocka_unit_test(test_prefix_evicted), cmocka_unit_test(test_prefix_room),
+        cmocka_unit_test(test_prefix_halt),
     };
 
     if (argc != 3) {
