@@ -51,8 +51,7 @@ struct engine_options {
                               is at most what kv_bytes can hold: see model_info.n_ctx. */
     uint64_t kv_bytes;     /* bound of the K/V cache; 0: a quarter of memory */
     uint64_t kv_user;      /* of it for the jobs of one user; 0: all */
-    uint64_t prefix_bytes; /* of it for prompts and answers that are kept, as far as jobs that run
-                              leave it; 0: none are kept */
+    uint64_t prefix_bytes; /* of it for what is kept, as far as jobs leave it; 0: nothing is */
     uint32_t n_worker;     /* 0: one a usable core */
     uint32_t n_batch;      /* prompt tokens a step; 0: 512 */
     uint32_t n_queue;      /* generations waiting at most, and text jobs as many; 0: 64 */
@@ -99,7 +98,7 @@ struct engine_status {
     uint64_t n_hit, n_saved;   /* generations that began with one; tokens they did not evaluate */
 };
 void engine_status(struct engine *e, struct engine_status *ret);
-/* Compute with at most @n workers from the next step on; 0: all there are since the load. */
+/* Compute with at most @n workers from the next step on; 0: all. */
 void engine_limit(struct engine *e, uint32_t n);
 /* What to do with memory, between two steps: give up memory of the K/V cache that no job uses; let
  * the kernel take weights that are used least, when it needs some; keep packed weights from being
@@ -144,12 +143,11 @@ struct engine_request {
     bool special; /* @text: texts of special tokens become those tokens; DETOKENIZE: show them */
     bool no_bos;  /* @text: do not begin with <bos> */
     bool thinking;
-    bool no_generation; /* do not open the model's turn */
-    bool prefill_only;  /* GENERATE: evaluate the prompt and keep it; no answer, ENGINE_END_STOP */
-    bool public;        /* GENERATE: with @prefill_only: all users may find it, and tell by the time
-                            their own prompts take that it is there. Else only who.uid does. */
-    bool ignore_end;    /* GENERATE: go on past end tokens, for benchmarks */
-    bool drop_oldest;   /* GENERATE: where @msg leaves no room for max_tokens (of 0: an eighth of
+    bool no_generation;  /* do not open the model's turn */
+    bool prefill_only;   /* GENERATE: evaluate the prompt and keep it; no answer, ENGINE_END_STOP */
+    bool public;         /* with @prefill_only: all users find it; else only who.uid does */
+    bool ignore_end;     /* GENERATE: go on past end tokens, for benchmarks */
+    bool drop_oldest;    /* GENERATE: where @msg leaves no room for max_tokens (of 0: an eighth of
                             the context), leave out the oldest exchanges, see sched/shorten.h */
     uint32_t max_tokens; /* GENERATE: 0: what the context holds */
     struct sample_params sample;
