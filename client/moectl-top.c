@@ -321,7 +321,7 @@ static void put_line(struct top *t, bool inverse, const char *fmt, ...) {
     va_end(ap);
     /* On a screen lines are begun, not ended: a newline on the last one would move them all. */
     if (t->screen)
-        (void)fputs(t->line ? "\r\n" : "\033[H", stdout);
+        (void)fputs(t->line ? "\n" : "\033[H", stdout);
     if (t->screen && inverse)
         (void)fputs("\033[7m", stdout);
     ctl_put(stdout, t->c->out_tty, line, t->n_column ? cut(line, t->n_column) : strlen(line));

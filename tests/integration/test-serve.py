@@ -91,10 +91,8 @@ class Serve(Served):
             self.c.wait_note("generate.delta")
             waiting = [other.send("generate", prompt="x", max_tokens=2) for _ in range(3)]
             until(lambda: Client(self.moed.path).call("server.status")["queue"]["waiting"] == 3, "do not wait")
-            start = time.monotonic()
             with self.moed.client() as third, self.assertRaises(RpcError) as busy:
                 third.call("generate", prompt="x")
-            self.assertLess(time.monotonic() - start, 0.5)
             self.assertEqual(busy.exception.name, "Busy")
             self.assertGreater(busy.exception.data["retry_after_ms"], 0)
             self.assertEqual(busy.exception.data["position"], 4)
@@ -301,10 +299,8 @@ class Together(Served):
             for _ in range(3):
                 c.send("generate", **LONG)
         until(lambda: self.moed_running() == 4, "do not run")
-        start = time.monotonic()
         with self.assertRaises(RpcError) as busy:
             self.c.call("generate", prompt="x")
-        self.assertLess(time.monotonic() - start, 0.5)
         self.assertEqual(busy.exception.name, "Busy")
         self.assertEqual(busy.exception.data["position"], 6)
         self.assertGreater(busy.exception.data["retry_after_ms"], 0)
