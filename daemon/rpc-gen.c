@@ -21,8 +21,6 @@
 #include "daemon/work.h"
 #include "engine/base/log.h"
 
-enum { GEN_PROGRESS_USEC = 200000 /* between two generate.progress */ };
-
 struct gen {
     struct work work;
     struct server *server;
@@ -31,7 +29,6 @@ struct gen {
     struct talk *talk;          /* the session it is an exchange of; NULL: none */
     struct args_messages asked; /* what the session gets with the answer */
     char model[256];            /* its id: a file name at most */
-    usec_t progress_usec;
     bool paused;
     struct event *stall;
     uint64_t session; /* for the log */
@@ -124,27 +121,6 @@ static void on_sent(struct work *w) {
 
 /* ---- events ---- */
 
-static void on_progress(struct gen *g, const struct engine_event *ev) {
-    usec_t now = clock_usec();
-    msgpack_sbuffer buf;
-    msgpack_packer p;
-
-    if (now - g->progress_usec < GEN_PROGRESS_USEC || conn_pending(gen_conn(g)) >= CONN_HIGH)
-        return;
-
-    g->progress_usec = now;
-    msgpack_sbuffer_init(&buf);
-    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
-    wire_pack_notify(&p, "generate.progress");
-    msgpack_pack_map(&p, 4);
-    rpc_pack_uint(&p, "id", g->work.call.msgid);
-    rpc_pack_str(&p, "stage", ev->job ? "prefill" : "loading");
-    rpc_pack_uint(&p, "done", ev->done);
-    rpc_pack_uint(&p, "total", ev->total);
-    session_send(g->work.call.session, &buf);
-    msgpack_sbuffer_destroy(&buf);
-}
-
 /* {token, bytes, logprob, [top]}. Return: its elements as wire_scan() counts them. */
 static uint32_t pack_token(struct gen *g, msgpack_packer *p, tok_t id, float logprob, bool top) {
     size_t n;
@@ -198,7 +174,7 @@ static void on_event(struct work *w, const struct engine_event *ev) {
     struct gen *g = (struct gen *)w;
 
     if (ev->kind == ENGINE_PROGRESS)
-        on_progress(g, ev);
+        work_progress(w, ev);
     else if (ev->kind == ENGINE_TEXT)
         on_text(g, ev);
 }

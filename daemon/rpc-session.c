@@ -205,7 +205,7 @@ int rpc_session_list(struct rpc_call *c) {
 struct reading {
     struct work work;
     struct talk *talk;
-    bool append;
+    bool append;       /* evaluate them, too: the next answer finds them in the cache */
     size_t n_before;   /* append: messages there were */
     uint64_t n_change; /* and the change that it was */
 };
@@ -223,46 +223,49 @@ static void take_back(struct reading *d) {
         talk_state_cut(&d->talk->state, d->n_before);
 }
 
-static void pack_tokens(const struct reading *d, uint64_t n, uint64_t available,
+static void pack_tokens(const struct reading *d, const struct engine_result *res,
                         msgpack_packer *p) {
+    const struct model_info *info = models_info(d->work.models);
+    uint64_t available = info ? info->n_ctx - 1 : 0;
+
     msgpack_pack_map(p, d->append ? 1 : 3);
-    rpc_pack_uint(p, d->append ? "context_used" : "tokens", n);
+    rpc_pack_uint(p, d->append ? "context_used" : "tokens", d->append ? res->n_prompt : res->n_tok);
     if (d->append)
         return;
     rpc_pack_uint(p, "available", available);
-    rpc_pack_bool(p, "fits", n <= available);
+    rpc_pack_bool(p, "fits", res->n_tok <= available);
+}
+
+static void on_event(struct work *w, const struct engine_event *ev) {
+    if (ev->kind == ENGINE_PROGRESS)
+        work_progress(w, ev);
 }
 
 static void on_read(struct work *w, const struct engine_result *res) {
     AUTO(reading_free) struct reading *d = (struct reading *)w;
-    const struct model_info *info = models_info(w->models);
-    struct engine_result full = *res;
     struct rpc_reply reply;
     int code;
 
     rpc_reply_init(&reply);
-    full.n_prompt = (uint32_t)res->n_tok;
-    full.n_available = info ? info->n_ctx - 1 : 0;
-    if (d->append && res->end == ENGINE_END_STOP && full.n_prompt > full.n_available)
-        full.end = ENGINE_END_CONTEXT;
-    code = work_error(w, &full, &reply);
+    code = work_error(w, res, &reply);
     if (code)
         take_back(d);
     else
-        pack_tokens(d, full.n_prompt, full.n_available, &reply.result_pk);
+        pack_tokens(d, res, &reply.result_pk);
     session_answer(&w->call, &reply, code);
     rpc_reply_deinit(&reply);
 }
 
-static const struct work_ops reading_ops = { NULL, NULL, on_read };
+static const struct work_ops reading_ops = { on_event, NULL, on_read };
 
-/* Have @msg [n] of @t counted. */
+/* Have @msg [n] of @t counted, or evaluated. */
 static int read_talk(struct rpc_call *c, struct talk *t, struct reading *own,
                      const struct chat_message *msg, size_t n) {
     AUTO(reading_free) struct reading *d = own;
     const msgpack_object *thinking = wire_get(c->params, "thinking");
     struct engine_request req = {
-        .kind = ENGINE_RENDER,
+        .kind = d->append ? ENGINE_GENERATE : ENGINE_RENDER,
+        .prefill_only = d->append,
         .msg = msg,
         .n_msg = n,
         .no_generation = d->append,

@@ -7,6 +7,8 @@
 #include "daemon/server.h"
 #include "daemon/work.h"
 
+enum { WORK_PROGRESS_USEC = 200000 /* between two generate.progress */ };
+
 #define OWNER(ptr_, field_) ((struct work *)((char *)(ptr_)-offsetof(struct work, field_)))
 
 static void on_gone(struct session_call *call) {
@@ -50,6 +52,28 @@ static void on_event(struct models_job *job, const struct engine_event *ev) {
     } else if (w->call.session && w->ops->event) {
         w->ops->event(w, ev);
     }
+}
+
+void work_progress(struct work *w, const struct engine_event *ev) {
+    struct session *session = w->call.session;
+    usec_t now = clock_usec();
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+
+    if (now - w->told < WORK_PROGRESS_USEC || conn_pending(session->conn) >= CONN_HIGH)
+        return;
+
+    w->told = now;
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    wire_pack_notify(&p, "generate.progress");
+    msgpack_pack_map(&p, 4);
+    rpc_pack_uint(&p, "id", w->call.msgid);
+    rpc_pack_str(&p, "stage", ev->job ? "prefill" : "loading");
+    rpc_pack_uint(&p, "done", ev->done);
+    rpc_pack_uint(&p, "total", ev->total);
+    session_send(session, &buf);
+    msgpack_sbuffer_destroy(&buf);
 }
 
 void work_stop(struct work *w, int code) {

@@ -40,8 +40,8 @@ struct work {
     uint64_t session; /* its number */
     enum engine_kind kind;
     enum fair_class class;
-    char model[256]; /* its id: a file name at most */
-    usec_t began;
+    char model[256];    /* its id: a file name at most */
+    usec_t began, told; /* told: of its progress */
     struct account_row *row;
 };
 
@@ -57,6 +57,9 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
 
 /* End it; done() comes with the engine's answer, work_error() then says @code. */
 void work_stop(struct work *w, int code);
+
+/* Tell the client how far loading, or evaluating its prompt, is; not too often. */
+void work_progress(struct work *w, const struct engine_event *ev);
 
 /* "generate", ... */
 const char *work_kind(const struct work *w);

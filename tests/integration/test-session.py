@@ -68,6 +68,8 @@ class Session(Service):
             self.assertEqual(set(got["usage"]), {"prompt", "cached", "generated", "dropped"})
             self.assertEqual(set(got["timings"]), {"queue_us", "prefill_us", "decode_us"})
             said.append({"role": "assistant", "content": got["text"]})
+            if len(said) > 4:
+                self.assertGreater(got["usage"]["cached"], 0)
 
     def test_measure_append_clone(self):
         s = self.open(messages=[user("hello there")], seed=1)
@@ -77,6 +79,8 @@ class Session(Service):
         self.assertEqual(m["available"], 511)
         used = self.c.call("session.append", session=s, messages=asked)["context_used"]
         self.assertLess(used, m["tokens"])  # which has the head of the answer
+        again = self.c.call("session.generate", session=self.c.call("session.clone", session=s)["session"], **OPTS)
+        self.assertGreaterEqual(again["usage"]["cached"], used)
         clone = self.c.call("session.clone", session=s)["session"]
         a = self.c.call("session.generate", session=s, **OPTS)
         b = self.c.call("session.generate", session=clone, **OPTS)

@@ -149,18 +149,23 @@ static void test_failed_exchanges(void **state) {
 
 static void test_append_and_measure(void **state) {
     tok_t tok[30] = { 0 };
-    struct engine_result r = { .end = ENGINE_END_STOP, .tok = tok, .n_tok = 20 };
+    struct engine_result r = { .end = ENGINE_END_STOP, .tok = tok, .n_prompt = 20 };
 
     fake.info.n_ctx = 25;
     (void)call("session.open", "{'messages': [{'role': 'user', 'content': 'q0'}]}");
     rig_request(client, ++msgid, "session.append", ASK("q1"));
     assert_string_equal(job()->said, "user:q0 user:q1");
+    assert_int_equal(job()->req.kind, ENGINE_GENERATE);
+    assert_true(job()->req.prefill_only && job()->req.no_generation);
+    fake_progress(0, 1, 2);
+    has(rig_recv(client), "[2, \"generate.progress\", [{\"id\"=>");
     fake_loaded();
     fake_done(job(), &r);
     has(rig_recv(client), "nil, {\"context_used\"=>20}");
 
     rig_request(client, ++msgid, "session.measure", ASK("q2"));
     assert_string_equal(job()->said, "user:q0 user:q1 user:q2");
+    assert_int_equal(job()->req.kind, ENGINE_RENDER);
     assert_false(job()->req.no_generation);
     r.n_tok = 24;
     fake_done(job(), &r);
@@ -172,7 +177,7 @@ static void test_append_and_measure(void **state) {
     has(rig_recv(client), "\"fits\"=>false}");
 
     rig_request(client, ++msgid, "session.append", ASK("q2"));
-    (void)job();
+    r = (struct engine_result){ .end = ENGINE_END_CONTEXT, .n_prompt = 25, .n_available = 24 };
     fake_done(job(), &r);
     has(rig_recv(client), "\"ContextOverflow\"");
     has(client->text, "{\"requested\"=>25, \"available\"=>24}");
