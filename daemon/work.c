@@ -155,11 +155,12 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
 }
 
 const char *work_kind(const struct work *w) {
-    static const char *const names[] = { [ENGINE_GENERATE] = "generate",
-                                         [ENGINE_SCORE] = "score.choices",
-                                         [ENGINE_TOKENIZE] = "tokenize",
-                                         [ENGINE_DETOKENIZE] = "detokenize",
-                                         [ENGINE_RENDER] = "template.apply" };
+    static const char *const names[] = {
+        [ENGINE_GENERATE] = "generate",       [ENGINE_SAVE] = "session.save",
+        [ENGINE_RESTORE] = "session.restore", [ENGINE_SCORE] = "score.choices",
+        [ENGINE_TOKENIZE] = "tokenize",       [ENGINE_DETOKENIZE] = "detokenize",
+        [ENGINE_RENDER] = "template.apply"
+    };
 
     return names[w->kind];
 }
@@ -174,6 +175,7 @@ static int code_of(const struct work *w, const struct engine_result *result) {
         [ENGINE_END_CONTEXT] = RPC_CONTEXT_OVERFLOW,
         [ENGINE_END_MEMORY] = RPC_INSUFFICIENT_MEMORY,
         [ENGINE_END_INVALID] = RPC_INVALID_ARGS,
+        [ENGINE_END_CORRUPT] = RPC_CORRUPT,
         [ENGINE_END_MODEL] = RPC_MODEL_UNAVAILABLE,
         [ENGINE_END_INTERNAL] = RPC_INTERNAL,
     };

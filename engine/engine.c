@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
@@ -577,6 +578,10 @@ static int engine_check_source(const struct engine_request *q, struct why *why) 
     bool ok = false;
 
     switch (q->kind) {
+    case ENGINE_RESTORE:
+        ok = q->n_msg == 0 && !q->text && !q->tok;
+        break;
+    case ENGINE_SAVE:
     case ENGINE_GENERATE:
     case ENGINE_SCORE:
         ok = (q->n_msg > 0) + (q->text != NULL) + (q->tok != NULL) == 1;
@@ -672,7 +677,8 @@ static void engine_guess(struct engine *e, bool text, struct engine_queue *ret) 
 
 static int engine_copy(const struct engine_request *q, struct job **ret_job) {
     static const enum job_kind kind[] = {
-        [ENGINE_GENERATE] = JOB_GENERATE, [ENGINE_SCORE] = JOB_GENERATE,
+        [ENGINE_SCORE] = JOB_GENERATE,    [ENGINE_GENERATE] = JOB_GENERATE,
+        [ENGINE_SAVE] = JOB_SAVE,         [ENGINE_RESTORE] = JOB_RESTORE,
         [ENGINE_TOKENIZE] = JOB_TOKENIZE, [ENGINE_DETOKENIZE] = JOB_DETOKENIZE,
         [ENGINE_RENDER] = JOB_RENDER,
     };
@@ -688,7 +694,7 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
     j->no_bos = q->no_bos;
     j->thinking = q->thinking;
     j->no_generation = q->no_generation;
-    j->prefill = q->prefill_only;
+    j->prefill = j->prefill || q->prefill_only;
     j->salt = q->prefill_only && q->public ? PREFIX_PUBLIC : q->who.uid;
     j->ignore_end = q->ignore_end;
     j->drop_oldest = q->drop_oldest;
@@ -709,11 +715,19 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
         r = stop_new(&j->stop, q->stop, q->n_stop);
     if (r == 0 && q->kind == ENGINE_SCORE)
         r = score_new(&j->score, q->choice, q->n_choice);
+    if (r == 0 && (q->kind == ENGINE_SAVE || q->kind == ENGINE_RESTORE)) {
+        j->fd = fcntl(q->fd, F_DUPFD_CLOEXEC, 3);
+        r = j->fd < 0 ? err_new(-errno) : 0;
+    }
     if (r < 0)
         return err_up(r);
 
     *ret_job = take(j);
     return 0;
+}
+
+static bool engine_is_text(enum engine_kind kind) {
+    return kind >= ENGINE_TOKENIZE;
 }
 
 /* Is there room in the queue, for anybody and for this user? */
@@ -727,7 +741,7 @@ static int engine_check_queue(struct engine *e, const struct engine_request *q,
         return why_set(why, ENGINE_BUSY, "%u requests are waiting", e->n_job[text]);
     for (const struct job *j = e->first; j; j = j->list_next)
         if (j->fair.who.uid == q->who.uid) {
-            n += (j->kind != JOB_GENERATE) == text;
+            n += (j->kind >= JOB_TOKENIZE) == text;
             n_byte += j->n_byte;
         }
     if (e->n_user && n >= e->n_user) {
@@ -832,7 +846,7 @@ static void engine_deliver(struct engine *e, struct job *j, struct engine_event 
         [JOB_END_DEADLINE] = ENGINE_END_DEADLINE, [JOB_END_CANCELLED] = ENGINE_END_CANCELLED,
         [JOB_END_CONTEXT] = ENGINE_END_CONTEXT,   [JOB_END_MEMORY] = ENGINE_END_MEMORY,
         [JOB_END_INVALID] = ENGINE_END_INVALID,   [JOB_END_MODEL] = ENGINE_END_MODEL,
-        [JOB_END_INTERNAL] = ENGINE_END_INTERNAL,
+        [JOB_END_INTERNAL] = ENGINE_END_INTERNAL, [JOB_END_CORRUPT] = ENGINE_END_CORRUPT,
     };
     struct job_result *r = &j->result;
 
@@ -840,7 +854,7 @@ static void engine_deliver(struct engine *e, struct job *j, struct engine_event 
     *(j->list_prev ? &j->list_prev->list_next : &e->first) = j->list_next;
     *(j->list_next ? &j->list_next->list_prev : &e->last) = j->list_prev;
     pthread_mutex_unlock(&e->lock);
-    e->n_job[j->kind != JOB_GENERATE]--;
+    e->n_job[j->kind >= JOB_TOKENIZE]--;
     e->delivered = j;
 
     e->result = (struct engine_result){

@@ -122,24 +122,30 @@ const struct sample_params *engine_defaults(const struct engine *e);
 
 /* ---- jobs ---- */
 
-enum engine_kind { /* those after SCORE wait for none, and have a queue of their own */
-                   ENGINE_GENERATE,
-                   ENGINE_SCORE,    /* as GENERATE, but given answers are scored and none is made */
-                   ENGINE_TOKENIZE, /* text -> tokens */
-                   ENGINE_DETOKENIZE, /* tokens -> text */
-                   ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
+enum engine_kind {
+    ENGINE_GENERATE,
+    ENGINE_SCORE,   /* as GENERATE, but given answers are scored and none is made */
+    ENGINE_SAVE,    /* evaluate a prompt as far as it is not kept, keep it and write it to @fd */
+    ENGINE_RESTORE, /* keep what @fd holds, without evaluating it */
+    /* These wait for none of the above, and have a queue of their own: */
+    ENGINE_TOKENIZE,   /* text -> tokens */
+    ENGINE_DETOKENIZE, /* tokens -> text */
+    ENGINE_RENDER,     /* messages -> text of the prompt, and its tokens */
 };
 
 /* One job. engine_submit() copies what it keeps; everything here is borrowed for the call. */
 struct engine_request {
     enum engine_kind kind;
     struct fair_who who;
-    const struct chat_message *msg; /* GENERATE, RENDER: [n_msg]; or none and @text */
+    const struct chat_message *msg; /* GENERATE, SAVE, RENDER: [n_msg]; or none and @text */
     size_t n_msg;
-    const char *text; /* GENERATE: a raw prompt; TOKENIZE */
+    const char *text; /* GENERATE, SAVE: a raw prompt; TOKENIZE */
     size_t n_text;
-    const tok_t *tok; /* DETOKENIZE; GENERATE: a raw prompt in tokens, instead of @text */
+    const tok_t *tok; /* DETOKENIZE; GENERATE, SAVE: a raw prompt in tokens, instead of @text */
     size_t n_tok;
+    int fd; /* SAVE, RESTORE: a regular file, used from its begin whatever its position; SAVE leaves
+               what is behind its end. A copy is taken. See kv/kvfile.h: a file is of one model, as
+               it is computed here, and of one who.uid. */
     bool special; /* @text: texts of special tokens become those tokens; DETOKENIZE: show them */
     bool no_bos;  /* @text: do not begin with <bos> */
     bool thinking;
@@ -199,13 +205,14 @@ enum engine_event_kind {
 };
 
 enum engine_end {
-    ENGINE_END_STOP,   /* an end token or a stop string */
+    ENGINE_END_STOP,   /* an end token or a stop string; of what has no answer: done */
     ENGINE_END_LENGTH, /* max_tokens, or the context is full */
     ENGINE_END_DEADLINE,
     ENGINE_END_CANCELLED,
     ENGINE_END_CONTEXT,  /* the prompt has n_prompt tokens, and n_available there may be */
     ENGINE_END_MEMORY,   /* prompt and max_tokens need more of the cache than a user may have */
     ENGINE_END_INVALID,  /* @why: a role, a token id, no chat format */
+    ENGINE_END_CORRUPT,  /* RESTORE: the file is damaged, or of something else: @why */
     ENGINE_END_MODEL,    /* the model could not be loaded: @why */
     ENGINE_END_INTERNAL, /* @why */
 };
@@ -213,7 +220,7 @@ enum engine_end {
 struct engine_result {
     enum engine_end end;
     int32_t stop_index;          /* which stop string, -1: none */
-    uint32_t n_prompt, n_cached; /* tokens of the prompt, of them not evaluated */
+    uint32_t n_prompt, n_cached; /* tokens of the prompt or file, of them not evaluated */
     uint32_t n_token;            /* generated, with an end token */
     uint32_t n_available;        /* tokens a prompt may have here */
     uint32_t n_dropped;          /* tokens left out for drop_oldest, which n_prompt has not */

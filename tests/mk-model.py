@@ -3,6 +3,7 @@
 """Write a small GGUF model of Gemma 4's shape with random weights, for this tree's own tests.
 
     mk-model.py SHAPE MIX OUT.gguf [--seed N] [--dense] [--split-experts] [--untied] [--parts N]
+             [--context N]
 
 SHAPE  tiny: every row is a multiple of 256 elements, so every format fits
        odd:  rows are multiples of 32 only; odd window, vocabulary and layer count
@@ -323,7 +324,8 @@ def put_layer(w, i, s, sliding, args):
 
 
 def build(args):
-    s = SHAPES[args.shape]
+    s = dict(SHAPES[args.shape])
+    s["context"] = args.context or s["context"]
     sliding = [(i + 1) % s["period"] != 0 and i + 1 < s["layers"] for i in range(s["layers"])]
     mix = list(FORMATS) if args.mix == "mixed" else [args.mix.upper()]
     f, w = File(), Weights(random.Random(args.seed), mix)
@@ -364,6 +366,7 @@ def main():
     ap.add_argument("--split-experts", action="store_true", help="the same weights as ffn_gate_exps and ffn_up_exps")
     ap.add_argument("--untied", action="store_true", help="an output matrix of its own")
     ap.add_argument("--parts", type=int, default=1)
+    ap.add_argument("--context", type=int, help="trained context, in place of the shape's")
     args = ap.parse_args()
 
     f, tensors = build(args)

@@ -52,7 +52,7 @@ static int sum_samples(int fd, uint64_t size, uint64_t *sum) {
     return 0;
 }
 
-static int sum_source(const struct gguf *g, uint64_t *ret_sum) {
+int image_source(const struct gguf *g, uint64_t *ret_source) {
     uint64_t sum = gguf_n_part(g);
 
     for (uint32_t i = 0; i < gguf_n_part(g); i++) {
@@ -70,7 +70,7 @@ static int sum_source(const struct gguf *g, uint64_t *ret_sum) {
         if (r < 0)
             return err_up(r);
     }
-    *ret_sum = sum;
+    *ret_source = sum;
     return 0;
 }
 
@@ -126,7 +126,7 @@ int image_new(struct image **ret_image, const char *dir, const struct gguf *g,
     memcpy(img->head + 1, tensor, n_tensor * sizeof *tensor);
     r = name_it(img, g);
     if (r == 0)
-        r = sum_source(g, &img->head->source);
+        r = image_source(g, &img->head->source);
     if (r < 0)
         return err_up(r);
 

@@ -73,6 +73,9 @@ struct image_tensor {
 
 struct image;
 
+/* The source of @g's files. Return: 0 or -errno. */
+int image_source(const struct gguf *g, uint64_t *ret_source);
+
 /**
  * image_new() - say what an image of some packed weights is
  * @dir:        the cache directory; NULL: it is to be a memory file

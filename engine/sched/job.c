@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine/kv/kvfile.h"
 #include "engine/sched/answer.h"
 #include "engine/sched/job.h"
 #include "engine/sched/shorten.h"
@@ -21,6 +22,8 @@ struct job *job_new(enum job_kind kind) {
     if (!j)
         return NULL;
     j->kind = kind;
+    j->fd = -1;
+    j->prefill = kind == JOB_SAVE || kind == JOB_RESTORE;
     j->submitted = job_clock();
     j->result.stop_index = -1;
     atomic_init(&j->halt_end, JOB_END_N);
@@ -37,6 +40,9 @@ struct job *job_free(struct job *j) {
     tok_list_deinit(&j->all);
     sample_free(j->sampler);
     stop_free(j->stop);
+    kvfile_free(j->file);
+    if (j->fd >= 0)
+        (void)close(j->fd);
     free(j->answer);
     score_free(j->score);
     free(j->result.text);
@@ -354,6 +360,29 @@ static enum job_end job_score(struct job *j, const struct resident *r) {
     return JOB_END_N;
 }
 
+static enum job_end job_save(struct job *j, const struct resident *r) {
+    const struct kvfile_id id = { .model = r->print, .salt = j->salt };
+
+    return kvfile_save(&j->file, j->fd, r->kv, &id, j->all.id, (pos_t)j->all.n) == 0
+               ? JOB_END_N
+               : job_no_memory(j);
+}
+
+/* The prompt is the file's. */
+static enum job_end job_restore(struct job *j, const struct resident *r) {
+    const struct kvfile_id id = { .model = r->print, .salt = j->salt };
+    const tok_t *tok;
+    pos_t n;
+    int k = kvfile_load(&j->file, j->fd, r->kv, &id, &j->result.why);
+
+    if (k != 0)
+        return k == KVFILE_BAD ? JOB_END_CORRUPT : JOB_END_INTERNAL;
+    tok = kvfile_tokens(j->file, &n);
+    if (job_copy_tokens(j, tok, n) < 0)
+        return job_no_memory(j);
+    return job_check_tokens(j, r->vocab) == JOB_END_N ? JOB_END_N : JOB_END_CORRUPT;
+}
+
 /* The sampler, which has seen the prompt. */
 static enum job_end job_sampler(struct job *j, const struct resident *r) {
     uint32_t n_top = j->logprobs && j->n_top == 0 ? 1 : j->n_top; /* 0 would compute none */
@@ -377,12 +406,21 @@ static enum job_end job_work(struct job *j, const struct resident *r) {
     if (end != JOB_END_N)
         return end;
     switch (j->kind) {
+    case JOB_RESTORE:
+        end = job_restore(j, r);
+        if (end != JOB_END_N)
+            return end;
+        [[fallthrough]];
+    case JOB_SAVE:
     case JOB_GENERATE:
         end = job_prompt(j, r);
         if (end == JOB_END_N && j->score)
             end = job_score(j, r);
         if (end == JOB_END_N)
             end = job_room(j, r);
+        if (end == JOB_END_N && j->kind == JOB_SAVE)
+            end = job_save(j, r);
+        j->filing = j->kind == JOB_RESTORE;
         return end == JOB_END_N && !j->score && !j->prefill ? job_sampler(j, r) : end;
     case JOB_TOKENIZE:
         end = job_encode(j, r->vocab, &j->result.tok);

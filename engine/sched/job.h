@@ -37,7 +37,14 @@ enum {
     JOB_MARK_MAX = 3,         /* where a prompt is kept besides at its end */
 };
 
-enum job_kind { JOB_GENERATE, JOB_TOKENIZE, JOB_DETOKENIZE, JOB_RENDER };
+enum job_kind {
+    JOB_GENERATE,
+    JOB_SAVE,    /* evaluate a prompt, keep it and write it to a file */
+    JOB_RESTORE, /* keep what a file holds */
+    JOB_TOKENIZE,
+    JOB_DETOKENIZE,
+    JOB_RENDER,
+};
 
 enum job_end {
     JOB_END_STOP,      /* an end token or a stop string */
@@ -47,6 +54,7 @@ enum job_end {
     JOB_END_CONTEXT,   /* the prompt does not fit */
     JOB_END_MEMORY,    /* it would need more of the cache than it may ever have */
     JOB_END_INVALID,   /* why: what in the request */
+    JOB_END_CORRUPT,   /* why: what is wrong with the file */
     JOB_END_MODEL,     /* why: there is none */
     JOB_END_INTERNAL,  /* why */
     JOB_END_N,         /* it goes on */
@@ -87,6 +95,7 @@ struct job {
     uint64_t salt;    /* see engine/kv/prefix.h */
     uint32_t max_tokens, n_top;
     struct sample_params sample; /* with its own bias list */
+    int fd;                      /* SAVE, RESTORE: its own; else -1 */
     usec_t deadline;             /* CLOCK_MONOTONIC; 0: none */
     struct fair_job fair;        /* .who it is for */
 
@@ -106,6 +115,7 @@ struct job {
     uint32_t n_max;           /* tokens to generate at most; 0: none */
     pos_t mark[JOB_MARK_MAX]; /* [n_mark] tokens of .all that others are likely to begin with */
     uint32_t n_mark;
+    struct kvfile *file;
     struct sampler *sampler;
     struct stop *stop;
     struct answer *answer;
@@ -117,6 +127,7 @@ struct job {
     uint32_t n_room; /* tokens it has room for in the cache, while it runs */
     uint64_t room;   /* in bytes */
     uint32_t n_done; /* tokens of .all that the cache holds */
+    bool filing;     /* it writes or reads its file, and has no rows */
     usec_t began;    /* first had a place; 0: not yet */
     usec_t waits;    /* since when, while it waits */
     usec_t told;     /* when progress was last posted */

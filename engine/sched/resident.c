@@ -3,6 +3,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "engine/base/sum.h"
+#include "engine/model/image.h"
 #include "engine/sched/resident.h"
 #include "engine/text/chat.h"
 
@@ -118,6 +120,19 @@ static int load_text(struct resident *r, struct load *l) {
     return 0;
 }
 
+/* Of the files, of the kernels that compute, and of what they compute with. */
+static int load_print(struct resident *r, const struct resident_options *opt, struct load *l) {
+    const struct model_info *info = model_info(r->model);
+    int k = image_source(r->gguf, &r->print);
+
+    if (k < 0)
+        return load_failed(l, k, "cannot read again");
+    r->print = sum_bytes(r->print, r->kern.tier, strlen(r->kern.tier));
+    r->print = sum_bytes(r->print, info->layout, strlen(info->layout));
+    r->print = sum_bytes(r->print, &opt->exact, sizeof opt->exact);
+    return 0;
+}
+
 /* The machine: kernels, cores, workers. */
 static int load_machine(struct resident *r, const struct resident_options *opt, struct load *l) {
     int k;
@@ -160,6 +175,8 @@ int resident_new(struct resident **ret_r, const struct resident_options *opt,
         k = load_stopped(&l) ? RESIDENT_STOPPED : load_model(r, opt, &l);
     if (k == 0)
         k = load_weights(r, &l);
+    if (k == 0)
+        k = load_print(r, opt, &l);
     if (k != 0)
         return k;
 

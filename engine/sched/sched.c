@@ -4,6 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "engine/kv/kvfile.h"
 #include "engine/kv/prefix.h"
 #include "engine/sched/answer.h"
 #include "engine/sched/batch.h"
@@ -192,13 +193,26 @@ static void sched_keep(struct sched *s, struct job *j, pos_t n) {
     sched_note_kept(s);
 }
 
+/* A sequence for @j, with what is kept of its tokens. Return: is there one? */
+static bool sched_sequence(struct sched *s, struct job *j, struct prefix_hit *ret) {
+    int r;
+
+    if (j->kind != JOB_RESTORE)
+        return prefix_take(s->prefix, j->salt, j->all.id, (pos_t)j->all.n - 1, ret) == 0;
+    *ret = (struct prefix_hit){ 0 };
+    do
+        r = kvfile_place(j->file, s->res->kv, &ret->seq);
+    while (r == KVCACHE_NO_ROOM && prefix_yield(s->prefix));
+    return r == 0;
+}
+
 /* Return: was there a place? */
 static bool sched_place(struct sched *s, struct job *j) {
     usec_t now = job_clock();
     struct prefix_hit hit;
 
     if (s->n_running == s->res->n_seq || !sched_fits(s, sched_need(s, j)) ||
-        prefix_take(s->prefix, j->salt, j->all.id, (pos_t)j->all.n - 1, &hit) != 0)
+        !sched_sequence(s, j, &hit))
         return false;
     sched_set_room(s, j, sched_need(s, j));
     sched_set_running(s, j, true);
@@ -258,7 +272,7 @@ static void sched_end(struct sched *s, struct job *j, enum job_end end) {
     struct job_result *res = &j->result;
     usec_t now = job_clock();
 
-    if (res->stop_index < 0)
+    if (!j->prefill && res->stop_index < 0)
         res->stop_index = answer_end(j->answer);
     if (res->stop_index >= 0 && end == JOB_END_LENGTH)
         end = JOB_END_STOP;
@@ -306,7 +320,8 @@ static bool sched_held(const struct job *j) {
 
 /* Does @j give its place to @waiter: on hold, background, one of many? */
 static bool sched_yields(const struct sched *s, const struct job *j, const struct job *waiter) {
-    return j->fair.running && (sched_held(j) || fair_yields(s->fair, &j->fair, &waiter->fair));
+    return j->fair.running && !j->filing &&
+           (sched_held(j) || fair_yields(s->fair, &j->fair, &waiter->fair));
 }
 
 /* Of those that do, the one on hold or with the least to evaluate again. NULL: nobody. */
@@ -346,6 +361,31 @@ static void sched_admit(struct sched *s) {
             break;
 }
 
+/* A slice of @j's file. */
+static void sched_file(struct sched *s, struct job *j) {
+    int r = kvfile_go(j->file, s->res->kv, j->seq, SCHED_FILE_BYTES, &j->result.why);
+
+    if (r == KVFILE_MORE)
+        return;
+    if (r == 0 && j->kind == JOB_RESTORE)
+        j->n_done = j->result.n_cached = (uint32_t)j->all.n;
+    sched_end(s, j, r == 0 ? JOB_END_STOP : r == KVFILE_BAD ? JOB_END_CORRUPT : JOB_END_INTERNAL);
+}
+
+/* A slice of each. Return: were there any? */
+static bool sched_files(struct sched *s) {
+    bool any = false;
+
+    for (struct job *j = s->jobs.head, *next; j; j = next) {
+        next = j->next;
+        if (!j->fair.running || !j->filing || atomic_load(&j->hold))
+            continue;
+        sched_file(s, j);
+        any = true;
+    }
+    return any;
+}
+
 /* ---- steps ---- */
 
 /* Mark who has rows for the next step. Return: streams that somebody may be reading. */
@@ -355,7 +395,7 @@ static uint32_t sched_ready(struct sched *s) {
     for (struct job *j = s->jobs.head; j; j = j->next) {
         if (!j->fair.running)
             continue;
-        fair_ready(s->fair, &j->fair, !atomic_load(&j->hold));
+        fair_ready(s->fair, &j->fair, !j->filing && !atomic_load(&j->hold));
         j->fair.stream = j->n_done + 1 == j->all.n;
         n += j->fair.ready && j->result.n_token > 0 && j->fair.who.class != FAIR_BACKGROUND;
     }
@@ -488,7 +528,7 @@ static void sched_part(struct sched *s, struct batch_part *p, usec_t began, usec
     }
     if (p->out)
         end = j->score ? sched_score(s, j, p->logits) : sched_say(s, j, &p->token);
-    else if (j->prefill && j->n_done == j->all.n)
+    else if (j->prefill && j->n_done == j->all.n && !(j->filing = j->file != NULL))
         end = JOB_END_STOP;
     if (end != JOB_END_N)
         sched_end(s, j, end);
@@ -498,15 +538,19 @@ int sched_step(struct sched *s) {
     const float *logits = NULL;
     usec_t began = job_clock(), now;
     uint32_t n_running;
+    bool files;
 
     if (!sched_flush(s) || !sched_sweep(s))
         return SCHED_NO_ROOM;
     sched_admit(s);
+    files = sched_files(s);
+    if (s->n_late > 0)
+        return SCHED_NO_ROOM;
     n_running = s->n_running;
     if (!sched_fill(s) && s->n_running < n_running)
         return 0; /* who lost a place makes room for others */
     if (s->batch.n_part == 0)
-        return s->jobs.head ? SCHED_ON_HOLD : SCHED_NO_JOB;
+        return files ? 0 : s->jobs.head ? SCHED_ON_HOLD : SCHED_NO_JOB;
     if (!sched_eval(s, &logits))
         return 0;
 

@@ -15,6 +15,9 @@
  * job's marks, and when it loses its place or ends. A job that is given a place begins behind what
  * is kept of its tokens, but for the last one, whose logits it needs.
  *
+ * A job that saves its prompt evaluates what is not kept of it, then writes its file; one that
+ * restores reads a file instead. Both go by slices between steps, and keep their place.
+ *
  * sched_step() never waits: when it can not go on it says so, and its caller does the waiting.
  *
  * Owner:   the engine thread; the counters may be read by any.
@@ -42,6 +45,7 @@ enum {
 
 enum {
     SCHED_PROGRESS_USEC = 200000, /* between two progress events */
+    SCHED_FILE_BYTES = 4 << 20,   /* of each file read or written between two steps */
     SCHED_AHEAD = 1024,           /* tokens that who does not say gets room for at a time */
 };
 
