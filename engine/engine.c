@@ -571,7 +571,7 @@ const struct sample_params *engine_defaults(const struct engine *e) {
 
 /* Does a job of this kind wait for no place? */
 static bool engine_is_text(enum engine_kind kind) {
-    return kind != ENGINE_GENERATE && kind != ENGINE_SCORE;
+    return kind >= ENGINE_TOKENIZE;
 }
 
 static int engine_check_source(const struct engine_request *q, struct why *why) {
@@ -724,10 +724,6 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
 
     *ret_job = take(j);
     return 0;
-}
-
-static bool engine_is_text(enum engine_kind kind) {
-    return kind >= ENGINE_TOKENIZE;
 }
 
 /* Is there room in the queue, for anybody and for this user? */
