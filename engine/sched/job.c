@@ -410,7 +410,7 @@ static enum job_end job_work(struct job *j, const struct resident *r) {
         end = job_restore(j, r);
         if (end != JOB_END_N)
             return end;
-        [[fallthrough]];
+        __attribute__((fallthrough));
     case JOB_SAVE:
     case JOB_GENERATE:
         end = job_prompt(j, r);

@@ -98,6 +98,8 @@ class Served(unittest.TestCase):
     def setUp(self):
         self.c = self.moed.client()
         self.addCleanup(self.c.close)
+        # A test's last requests may still be ending.
+        until(lambda: not any(self.c.call("server.status")["queue"][k] for k in ("running", "waiting")), "no rest")
 
     def metrics(self, c=None):
         return openmetrics((c or self.c).call("server.metrics")["text"])
