@@ -71,7 +71,7 @@ static void sample_of(struct out *o, const char *name, const char *of, uint64_t 
 static void single(struct out *o, const char *name, const char *type, const char *unit,
                    const char *help, uint64_t value, bool usec) {
     family(o, name, type, unit, help);
-    sample(o, (struct label[LABEL_MAX]){ { NULL } }, value, usec);
+    sample(o, (struct label[LABEL_MAX]){ { NULL, NULL } }, value, usec);
 }
 
 /* ---- the service ---- */

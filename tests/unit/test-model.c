@@ -397,7 +397,7 @@ static void test_same_bits(void **state) {
 static void test_same_bits_formats(void **state) {
     static const enum quant_fmt kv[] = { QUANT_Q8_0, QUANT_F32, QUANT_F16 };
 
-    for (int fmt = 0; fmt < QUANT_FMT_N; fmt++) {
+    for (enum quant_fmt fmt = 0; fmt < QUANT_FMT_N; fmt++) {
         char args[64];
 
         snprintf(args, sizeof args, "tiny %s", quant_info(fmt)->name);
