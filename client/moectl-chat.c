@@ -282,8 +282,7 @@ int verb_sessions(struct ctl *c) {
     p = moe_map_new();
     if (c->all)
         moe_map_bool(p, "all", true);
-    r = ctl_call(c, "session.list", p, MOE_FOREVER, &v);
-    moe_map_free(p);
+    r = ctl_call_with(c, "session.list", p, MOE_FOREVER, &v);
     if (r)
         return r;
     if (c->json) {

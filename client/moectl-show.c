@@ -247,9 +247,7 @@ int verb_show(struct ctl *c) {
         moe_map_str(p, "id", c->args[0]);
     if (c->tensors)
         moe_map_bool(p, "tensors", true);
-    r = p ? ctl_call(c, "model.show", p, LATER_USEC, &v)
-          : ctl_complain(EXIT_FAILED, "out of memory");
-    moe_map_free(p);
+    r = ctl_call_with(c, "model.show", p, LATER_USEC, &v);
     if (r)
         return r;
     if (c->json) {
@@ -291,10 +289,8 @@ static int wait_for_job(struct ctl *c, uint64_t job) {
 
     moe_map_uint(p, "id", job);
     moe_set_notify(c->m, on_job_progress, c);
-    r = p ? ctl_call(c, "job.wait", p, MOE_FOREVER, &v)
-          : ctl_complain(EXIT_FAILED, "out of memory");
+    r = ctl_call_with(c, "job.wait", p, MOE_FOREVER, &v);
     moe_set_notify(c->m, NULL, NULL);
-    moe_map_free(p);
     ctl_progress_clear(c);
     if (r)
         return r;
@@ -404,9 +400,7 @@ int verb_tokenize(struct ctl *c) {
     moe_map_bool(p, "special", c->special);
     moe_map_bool(p, "bos", c->bos);
     moe_map_bool(p, "pieces", true);
-    r = p ? ctl_call(c, "tokenize", p, MOE_FOREVER, &v)
-          : ctl_complain(EXIT_FAILED, "out of memory");
-    moe_map_free(p);
+    r = ctl_call_with(c, "tokenize", p, MOE_FOREVER, &v);
     free(text.p);
     if (r)
         return r;

@@ -66,9 +66,7 @@ int verb_kill(struct ctl *c) {
 
     p = moe_map_new();
     moe_map_uint(p, "id", job);
-    r = p ? ctl_call(c, "job.cancel", p, ANSWER_USEC, &v)
-          : ctl_complain(EXIT_FAILED, "out of memory");
-    moe_map_free(p);
+    r = ctl_call_with(c, "job.cancel", p, ANSWER_USEC, &v);
     if (!r && c->json)
         ctl_put_json(c, v);
 

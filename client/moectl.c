@@ -346,6 +346,15 @@ int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, ui
     return r < 0 ? ctl_complain_errno(c, r) : EXIT_OK;
 }
 
+int ctl_call_with(struct ctl *c, const char *method, struct moe_map *params, uint64_t usec,
+                  const struct moe_value **ret_result) {
+    int r = params ? ctl_call(c, method, params, usec, ret_result)
+                   : ctl_complain(EXIT_FAILED, "out of memory");
+
+    moe_map_free(params);
+    return r;
+}
+
 /* A ppoll() that finds something ready leaves a signal pending. What was typed after Ctrl-C must
  * not be read before it is obeyed, nor be what it stops. */
 static bool sigint_pending(void) {

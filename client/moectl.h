@@ -82,6 +82,9 @@ int ctl_connect(struct ctl *c);               /* 0, or an exit code after a comp
 /* moe_call_wait(), and a complaint when it fails. Return: an exit code. */
 int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, uint64_t usec,
              const struct moe_value **ret_result);
+/* The same with @params, which are freed; NULL: there was no memory for them. */
+int ctl_call_with(struct ctl *c, const char *method, struct moe_map *params, uint64_t usec,
+                  const struct moe_value **ret_result);
 /* Wait for the service, or for @fd (-1: none) to be readable, at most @usec. Return: 0, an event
  * was processed; 1: @fd is readable; 2: interrupted; 3: @usec passed; or -errno. */
 int ctl_poll(struct ctl *c, int fd, uint64_t usec);
