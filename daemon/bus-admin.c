@@ -23,11 +23,9 @@ static int load_pack(struct bus_call *c, struct bus_params *p) {
     const char *id;
     int r;
 
-    r = sd_bus_message_read(c->m, "s", &id);
-    if (r >= 0)
-        r = bus_options_read(c->m, "", &o, p, &c->why);
+    r = bus_call_read(c, &id, "", &o, p);
     if (r)
-        return bus_call_unread(c, r);
+        return err_up(r);
 
     bus_params_str(p, "id", id);
     return 0;

@@ -249,6 +249,15 @@ int bus_call_unread(struct bus_call *c, int r) {
     return r < 0 ? why_set(&c->why, RPC_INVALID_ARGS, "the message cannot be read") : r;
 }
 
+int bus_call_read(struct bus_call *c, const char **ret_text, const char *allowed,
+                  struct bus_options *ret_options, struct bus_params *p) {
+    int r = sd_bus_message_read(c->m, "s", ret_text);
+
+    if (r >= 0)
+        r = bus_options_read(c->m, allowed, ret_options, p, &c->why);
+    return bus_call_unread(c, r);
+}
+
 int bus_call_done(struct bus_call *c) {
     int r = sd_bus_reply_method_return(c->m, NULL);
 

@@ -50,11 +50,9 @@ static int availability_pack(struct bus_call *c, struct bus_params *p) {
     const char *use_case;
     int r;
 
-    r = sd_bus_message_read(c->m, "s", &use_case);
-    if (r >= 0)
-        r = bus_options_read(c->m, SESSION_KEYS, &o, p, &c->why);
+    r = bus_call_read(c, &use_case, SESSION_KEYS, &o, p);
     if (r)
-        return bus_call_unread(c, r);
+        return err_up(r);
 
     msgpack_sbuffer_clear(&p->buf); /* what the answer does not depend on is only checked */
     p->n = 0;
@@ -129,11 +127,9 @@ static int respond_pack(struct bus_call *c, struct bus_params *p) {
     const char *text;
     int r;
 
-    r = sd_bus_message_read(c->m, "s", &text);
-    if (r >= 0)
-        r = bus_options_read(c->m, GENERATE_KEYS, &o, p, &c->why);
+    r = bus_call_read(c, &text, GENERATE_KEYS, &o, p);
     if (r)
-        return bus_call_unread(c, r);
+        return err_up(r);
 
     r = apply_use_case(c, &o, &u);
     if (r)
@@ -260,11 +256,9 @@ static int count_pack(struct bus_call *c, struct bus_params *p) {
     const char *text;
     int r;
 
-    r = sd_bus_message_read(c->m, "s", &text);
-    if (r >= 0)
-        r = bus_options_read(c->m, "", &o, p, &c->why);
+    r = bus_call_read(c, &text, "", &o, p);
     if (r)
-        return bus_call_unread(c, r);
+        return err_up(r);
 
     bus_params_str(p, "text", text);
     return 0;

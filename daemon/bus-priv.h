@@ -110,12 +110,17 @@ struct bus_call {
     struct why why;
 };
 
+struct bus_options;
+
 /* Serve @m as that of @gate says which is its member's; what a method's handler returns. */
 int bus_call_new(struct bus *bus, sd_bus_message *m, const struct bus_gate *gate,
                  sd_bus_error *error);
 void bus_call_free(struct bus_call *c);
 /* @r of reading the message, as pack() and run() return it. */
 int bus_call_unread(struct bus_call *c, int r);
+/* Read a text and options with @allowed keys, what most methods take, as pack() returns it. */
+int bus_call_read(struct bus_call *c, const char **ret_text, const char *allowed,
+                  struct bus_options *ret_options, struct bus_params *p);
 /* Reply that it was done, from run(). */
 int bus_call_done(struct bus_call *c);
 /* A connection in its caller's name: the other end of @ret_session, to be closed.
