@@ -250,3 +250,14 @@ struct engine *start(const char *path, uint32_t n_queue) {
     assert_int_equal(engine_new(&e, &opt, NULL), 0);
     return e;
 }
+
+struct engine *start_loaded(const struct engine_options *opt) {
+    static struct seen s;
+    struct engine *e = NULL;
+
+    end_clear();
+    assert_int_equal(engine_new(&e, opt, NULL), 0);
+    collect(e, 0, &s);
+    assert_true(s.loaded);
+    return e;
+}

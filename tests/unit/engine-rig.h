@@ -68,3 +68,5 @@ void run(struct engine *e, const struct engine_request *q, struct seen *s);
 /* A prompt of @n tokens: <bos> and letters of @shared's vocabulary. */
 struct engine_request long_prompt(size_t n, uint32_t max_tokens);
 struct engine *start(const char *path, uint32_t n_queue);
+/* One with @opt, loaded. */
+struct engine *start_loaded(const struct engine_options *opt);

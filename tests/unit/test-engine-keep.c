@@ -31,14 +31,8 @@ static struct engine *open_keeping(const char *path, uint32_t n_ctx, uint64_t pr
                                   .n_batch = 64,
                                   .prefix_bytes = prefix_bytes,
                                   .kv_fmt = QUANT_F16 };
-    struct engine *e = NULL;
-    struct seen s;
 
-    end_clear();
-    assert_int_equal(engine_new(&e, &opt, NULL), 0);
-    collect(e, 0, &s);
-    assert_true(s.loaded);
-    return e;
+    return start_loaded(&opt);
 }
 
 static struct engine_request prompt_of(uint32_t uid, size_t n) {

@@ -34,16 +34,10 @@ static struct engine *start_side(void) {
     struct engine_options opt = {
         .path = model_path, .n_ctx = N_CTX, .n_batch = 32, .kv_fmt = QUANT_F16
     };
-    static struct seen s;
-    struct engine *e = NULL;
 
     script_clear();
-    end_clear();
-    assert_int_equal(engine_new(&e, &opt, NULL), 0);
-    collect(e, 0, &s);
-    assert_true(s.loaded);
-    shared = e;
-    return e;
+    shared = start_loaded(&opt);
+    return shared;
 }
 
 /* A job's answer and logprobs are the same bits alone and beside fifteen others. */

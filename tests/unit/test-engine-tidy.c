@@ -54,16 +54,10 @@ static struct engine *start_two(void) {
     struct engine_options opt = {
         .path = model_path, .n_ctx = N_CTX, .n_batch = 16, .n_worker = 2, .kv_fmt = QUANT_F16
     };
-    static struct seen s;
-    struct engine *e = NULL;
 
     script_clear();
-    end_clear();
-    assert_int_equal(engine_new(&e, &opt, NULL), 0);
-    collect(e, 0, &s);
-    assert_true(s.loaded);
-    shared = e;
-    return e;
+    shared = start_loaded(&opt);
+    return shared;
 }
 
 static void await_idle(struct engine *e) {
