@@ -108,7 +108,7 @@ static int set_use_case_run(struct bus_call *c) {
     return reload_run(c);
 }
 
-static int append_session(sd_bus_message *reply, const struct session *s) {
+static int append_session(sd_bus_message *reply, const struct channel *s) {
     char path[256];
 
     (void)snprintf(path, sizeof path, BUS_PATH "/session/%ju", (uintmax_t)s->id);
@@ -119,13 +119,13 @@ static int append_session(sd_bus_message *reply, const struct session *s) {
 static int list_run(struct bus_call *c) {
     const struct server *server = c->peer->bus->server;
     AUTO(bus_message_unref) sd_bus_message *reply = NULL;
-    const struct session *s;
+    const struct channel *s;
     int r;
 
     r = sd_bus_message_new_method_return(c->m, &reply);
     if (r >= 0)
         r = sd_bus_message_open_container(reply, 'a', "(osuu)");
-    for (s = LIST_FIRST(&server->sessions); s && r >= 0; s = LIST_NEXT(s, link))
+    for (s = LIST_FIRST(&server->channels); s && r >= 0; s = LIST_NEXT(s, link))
         r = append_session(reply, s);
     if (r >= 0)
         r = sd_bus_message_close_container(reply);

@@ -140,7 +140,7 @@ static const struct conn_ops call_conn_ops = { on_frame, on_bad, on_sent, on_clo
 
 /* ---- the request ---- */
 
-int bus_call_connect(struct bus_call *c, struct session **ret_session, int *ret_fd) {
+int bus_call_connect(struct bus_call *c, struct channel **ret_channel, int *ret_fd) {
     struct server *server = c->peer->bus->server;
     struct peer who = c->peer->who;
     AUTO(close) int own = -1;
@@ -153,7 +153,7 @@ int bus_call_connect(struct bus_call *c, struct session **ret_session, int *ret_
         return err_new(-errno);
     own = fd[1];
     who.admin = c->admin;
-    r = server_adopt_as(server, fd[0], &who, ret_session);
+    r = server_adopt_as(server, fd[0], &who, ret_channel);
     if (r)
         return err_up(r);
 
@@ -163,12 +163,12 @@ int bus_call_connect(struct bus_call *c, struct session **ret_session, int *ret_
 
 static int send_request(struct bus_call *c) {
     AUTO(close) int fd = -1;
-    struct session *session;
+    struct channel *channel;
     msgpack_sbuffer head;
     msgpack_packer p;
     int r;
 
-    r = bus_call_connect(c, &session, &fd);
+    r = bus_call_connect(c, &channel, &fd);
     if (!r)
         r = conn_new(&c->conn, c->peer->bus->server->base, fd, &call_conn_ops, c);
     if (r)

@@ -279,17 +279,17 @@ static int open_pack(struct bus_call *c, struct bus_params *p) {
 static int open_run(struct bus_call *c) {
     struct bus_peer *peer = c->peer;
     AUTO(close) int theirs = -1;
-    struct session *session;
+    struct channel *channel;
     char path[256];
     int r;
 
-    r = bus_call_connect(c, &session, &theirs);
+    r = bus_call_connect(c, &channel, &theirs);
     if (!r)
-        r = bus_peer_add_session(peer, session->id);
+        r = bus_peer_add_channel(peer, channel->id);
     if (r)
         return err_up(r);
 
-    (void)snprintf(path, sizeof path, BUS_PATH "/session/%ju", (uintmax_t)session->id);
+    (void)snprintf(path, sizeof path, BUS_PATH "/session/%ju", (uintmax_t)channel->id);
     r = sd_bus_reply_method_return(c->m, "oh", path, theirs);
     return r < 0 ? err_new(r) : 0;
 }
@@ -348,7 +348,7 @@ static int get_number(sd_bus_message *reply, struct server *s, const char *name)
 
     models_engine(s->models, &st);
     if (strcmp(name, "SessionCount") == 0)
-        return sd_bus_message_append(reply, "u", s->n_session);
+        return sd_bus_message_append(reply, "u", s->n_channel);
     if (strcmp(name, "QueueLength") == 0)
         return sd_bus_message_append(reply, "u", st.n_queued);
     if (strcmp(name, "MemoryResident") == 0)

@@ -71,16 +71,16 @@ static int on_creds(sd_bus_message *m, void *arg, sd_bus_error *error) {
 
 void bus_peer_free(struct bus_peer *peer) {
     struct server *server = peer->bus->server;
-    struct session *at, *next;
+    struct channel *at, *next;
 
     peer->n_call++; /* the last call does not free it */
     while (!LIST_EMPTY(&peer->calls))
         bus_call_free(LIST_FIRST(&peer->calls));
-    for (uint32_t i = 0; i < peer->n_session; i++)
-        for (at = LIST_FIRST(&server->sessions); at; at = next) {
+    for (uint32_t i = 0; i < peer->n_channel; i++)
+        for (at = LIST_FIRST(&server->channels); at; at = next) {
             next = LIST_NEXT(at, link);
-            if (at->id == peer->session[i])
-                (void)session_free(at);
+            if (at->id == peer->channel[i])
+                (void)channel_free(at);
         }
 
     if (peer->name) {
@@ -89,13 +89,13 @@ void bus_peer_free(struct bus_peer *peer) {
     }
     (void)sd_bus_slot_unref(peer->match);
     (void)sd_bus_slot_unref(peer->creds);
-    free(peer->session);
+    free(peer->channel);
     free(peer->name);
     free(peer);
 }
 
 void bus_peer_put(struct bus_peer *peer) {
-    if (!peer->n_call && !peer->n_session)
+    if (!peer->n_call && !peer->n_channel)
         bus_peer_free(peer);
 }
 
@@ -150,13 +150,13 @@ int bus_peer_get(struct bus *bus, const char *name, struct bus_peer **ret_peer) 
     return *ret_peer ? 0 : err_new(-ENOMEM);
 }
 
-int bus_peer_add_session(struct bus_peer *peer, uint64_t session) {
-    uint64_t *p = realloc(peer->session, (peer->n_session + 1) * sizeof *p);
+int bus_peer_add_channel(struct bus_peer *peer, uint64_t channel) {
+    uint64_t *p = realloc(peer->channel, (peer->n_channel + 1) * sizeof *p);
 
     if (!p)
         return err_new(-ENOMEM);
 
-    peer->session = p;
-    p[peer->n_session++] = session;
+    peer->channel = p;
+    p[peer->n_channel++] = channel;
     return 0;
 }

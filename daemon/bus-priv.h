@@ -58,8 +58,8 @@ struct bus_peer {
     sd_bus_slot *match, *creds;
     LIST_HEAD(, bus_call) calls;
     uint32_t n_call;
-    uint64_t *session; /* [n_session] connections it was given */
-    uint32_t n_session;
+    uint64_t *channel; /* [n_channel] connections it was given */
+    uint32_t n_channel;
 };
 
 /* The caller @name, found or made; then bus_call_known() comes for each of its calls once it is
@@ -69,8 +69,8 @@ int bus_peer_get(struct bus *bus, const char *name, struct bus_peer **ret_peer);
 void bus_peer_put(struct bus_peer *peer);
 /* It left the bus: end all it has. */
 void bus_peer_free(struct bus_peer *peer);
-/* Remember the connection @session as its own. Return: 0 or -ENOMEM. */
-int bus_peer_add_session(struct bus_peer *peer, uint64_t session);
+/* Remember the connection @channel as its own. Return: 0 or -ENOMEM. */
+int bus_peer_add_channel(struct bus_peer *peer, uint64_t channel);
 
 /* ---- calls ---- */
 
@@ -123,9 +123,9 @@ int bus_call_read(struct bus_call *c, const char **ret_text, const char *allowed
                   struct bus_options *ret_options, struct bus_params *p);
 /* Reply that it was done, from run(). */
 int bus_call_done(struct bus_call *c);
-/* A connection in its caller's name: the other end of @ret_session, to be closed.
+/* A connection in its caller's name: the other end of @ret_channel, to be closed.
  * Return: 0, an RPC_* error in @c->why, or -errno. */
-int bus_call_connect(struct bus_call *c, struct session **ret_session, int *ret_fd);
+int bus_call_connect(struct bus_call *c, struct channel **ret_channel, int *ret_fd);
 /* Its caller is known. */
 void bus_call_known(struct bus_call *c);
 /* Reply with an error and end it. @data: the error's, or NULL. */

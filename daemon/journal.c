@@ -58,8 +58,8 @@ static bool is_there(void) {
 static void add_sentence(struct record *rec, const char *head, const struct journal_request *r) {
     const struct engine_result *n = r->numbers;
 
-    add(rec, "%ssession %ju: job %ju: user %u: %s: %s: %u prompt, %u generated, %ju ms", head,
-        (uintmax_t)r->session, (uintmax_t)r->job, (unsigned)r->uid, r->kind, r->result, n->n_prompt,
+    add(rec, "%schannel %ju: job %ju: user %u: %s: %s: %u prompt, %u generated, %ju ms", head,
+        (uintmax_t)r->channel, (uintmax_t)r->job, (unsigned)r->uid, r->kind, r->result, n->n_prompt,
         n->n_token, (uintmax_t)((n->queue_usec + n->prefill_usec + n->decode_usec) / 1000));
 }
 
@@ -68,7 +68,7 @@ static void add_fields(struct record *rec, const struct journal_request *r) {
 
     add(rec, "MESSAGE_ID=" JOURNAL_REQUEST);
     add(rec, "PRIORITY=%d", LOG_LEVEL_INFO);
-    add(rec, "MOED_SESSION=%ju", (uintmax_t)r->session);
+    add(rec, "MOED_CHANNEL=%ju", (uintmax_t)r->channel);
     add(rec, "MOED_JOB=%ju", (uintmax_t)r->job);
     add(rec, "MOED_UID=%u", (unsigned)r->uid);
     add(rec, "MOED_UNIT=%s", r->unit);

@@ -19,7 +19,7 @@
 #define JOURNAL_REQUEST "34542a62b5ee440fb41f2baa617aa768" /* a request was answered */
 
 struct journal_request {
-    uint64_t session, job;
+    uint64_t channel, job;
     uid_t uid;
     const char *unit, *model, *kind;
     const char *result; /* a stop reason, or the name of an error */

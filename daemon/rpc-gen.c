@@ -16,8 +16,8 @@
 #include "daemon/args.h"
 #include "daemon/rpc-methods.h"
 #include "daemon/server.h"
+#include "daemon/session.h"
 #include "daemon/stream.h"
-#include "daemon/talk.h"
 #include "daemon/work.h"
 #include "engine/base/log.h"
 
@@ -26,12 +26,12 @@ struct gen {
     struct server *server;
     struct stream stream;
     struct args_strings stop;
-    struct talk *talk;          /* the session it is an exchange of; NULL: none */
+    struct session *session;    /* the session it is an exchange of; NULL: none */
     struct args_messages asked; /* what the session gets with the answer */
     char model[256];            /* its id: a file name at most */
     bool paused;
     struct event *stall;
-    uint64_t session; /* for the log */
+    uint64_t channel; /* for the log */
 };
 
 static struct gen *gen_free(struct gen *g) {
@@ -43,7 +43,7 @@ static struct gen *gen_free(struct gen *g) {
     stream_deinit(&g->stream);
     args_strings_deinit(&g->stop);
     args_messages_deinit(&g->asked);
-    (void)talk_unref(g->talk);
+    (void)session_unref(g->session);
     free(g);
 
     return NULL;
@@ -51,7 +51,7 @@ static struct gen *gen_free(struct gen *g) {
 AUTO_DEFINE(struct gen *, gen_free)
 
 static struct conn *gen_conn(const struct gen *g) {
-    return g->work.call.session->conn;
+    return g->work.call.channel->conn;
 }
 
 /* ---- flow ---- */
@@ -63,7 +63,7 @@ static void send_part(struct gen *g) {
     msgpack_sbuffer_init(&buf);
     msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
     stream_pack(&g->stream, g->work.call.msgid, &p);
-    session_send(g->work.call.session, &buf);
+    channel_send(g->work.call.channel, &buf);
     msgpack_sbuffer_destroy(&buf);
 }
 
@@ -79,7 +79,7 @@ static void set_paused(struct gen *g, bool paused) {
 
     g->paused = paused;
     models_pause(g->work.models, &g->work.job, paused);
-    log_debug("gen", "session %ju: job %ju: %s", (uintmax_t)g->session, (uintmax_t)g->work.job.id,
+    log_debug("gen", "channel %ju: job %ju: %s", (uintmax_t)g->channel, (uintmax_t)g->work.job.id,
               paused ? "paused, the client does not read" : "goes on");
     if (paused)
         set_stall(g, g->server->config->stall_timeout * CLOCK_SECOND);
@@ -103,7 +103,7 @@ static void on_stall(evutil_socket_t fd, short what, void *arg) {
     struct engine_status st;
     usec_t idle;
 
-    if (!g->work.call.session)
+    if (!g->work.call.channel)
         return;
     idle = clock_usec() - conn_sent_usec(gen_conn(g));
     models_engine(g->server->models, &st);
@@ -226,14 +226,14 @@ static const char *stop_message(int code) {
 /* The exchange is over: the session gets question and answer, or stays as it was when the answer
  * is none, or nobody is there to know of it. */
 static int end_exchange(struct gen *g, const struct engine_result *res, int code, struct why *why) {
-    struct talk *t = g->talk;
+    struct session *t = g->session;
     int r;
 
     t->work = NULL;
-    if (code || t->closed || !g->work.call.session)
+    if (code || t->closed || !g->work.call.channel)
         return code;
-    r = talk_answer(t, g->asked.msg, g->asked.n, g->stream.text.data, g->stream.text.size,
-                    res->n_dropped_msg, why);
+    r = session_answer(t, g->asked.msg, g->asked.n, g->stream.text.data, g->stream.text.size,
+                       res->n_dropped_msg, why);
     return r < 0 ? why_set(why, RPC_INTERNAL, "out of memory") : r;
 }
 
@@ -245,9 +245,9 @@ static void on_done(struct work *w, const struct engine_result *res) {
     rpc_reply_init(&reply);
     (void)why_set(&reply.why, 0, "%s", stop_message(w->stop_code));
     code = work_error(w, res, &reply);
-    if (g->talk)
+    if (g->session)
         code = end_exchange(g, res, code, &reply.why);
-    if (w->call.session)
+    if (w->call.channel)
         while (stream_has(&g->stream))
             send_part(g);
     if (!code) {
@@ -260,7 +260,7 @@ static void on_done(struct work *w, const struct engine_result *res) {
         if (limit)
             rpc_pack_uint(&reply.data_pk, "limit", STREAM_WHOLE_MAX);
     }
-    session_answer(&w->call, &reply, code);
+    channel_answer(&w->call, &reply, code);
     rpc_reply_deinit(&reply);
 }
 
@@ -317,15 +317,15 @@ static int get_prompt(const msgpack_object *params, struct input *in, struct why
 /* The session's messages and settings, and what is asked. */
 static int get_exchange(struct rpc_call *c, struct input *in, struct gen *g) {
     const msgpack_object *messages = wire_get(c->params, "messages");
-    const struct talk_state *s = &g->talk->state;
+    const struct session_state *s = &g->session->state;
     int r = 0;
 
     if (messages)
         r = args_messages(messages, &g->asked, &c->reply->why);
     if (!r)
-        r = rpc_check_talk(c, g->talk, &g->asked);
+        r = rpc_check_session(c, g->session, &g->asked);
     if (!r)
-        r = talk_state_join(s, g->asked.msg, g->asked.n, &in->joined, &in->req.n_msg);
+        r = session_state_join(s, g->asked.msg, g->asked.n, &in->joined, &in->req.n_msg);
     if (r)
         return err_up(r);
     if (!in->req.n_msg)
@@ -382,7 +382,7 @@ static int get_input(struct rpc_call *c, struct input *in, struct gen *g) {
     int r;
 
     in->req.kind = ENGINE_GENERATE;
-    r = g->talk ? get_exchange(c, in, g) : get_prompt(params, in, why);
+    r = g->session ? get_exchange(c, in, g) : get_prompt(params, in, why);
     if (thinking)
         in->req.thinking = thinking->via.boolean;
     if (!r)
@@ -397,8 +397,8 @@ static int get_input(struct rpc_call *c, struct input *in, struct gen *g) {
     return err_up(r);
 }
 
-/* @talk: the session it is an exchange of, or NULL */
-static int generate(struct rpc_call *c, struct talk *talk) {
+/* @session: the session it is an exchange of, or NULL */
+static int generate(struct rpc_call *c, struct session *session) {
     AUTO(gen_free) struct gen *g = calloc(1, sizeof *g);
     struct input in = { 0 };
     int r;
@@ -408,11 +408,11 @@ static int generate(struct rpc_call *c, struct talk *talk) {
 
     g->work.ops = &gen_ops;
     g->server = c->server;
-    g->session = c->session->id;
-    g->talk = talk ? talk_ref(talk) : NULL;
+    g->channel = c->channel->id;
+    g->session = session ? session_ref(session) : NULL;
     stream_init(&g->stream, rpc_get_bool(c->params, "stream"), rpc_get_bool(c->params, "echo"),
                 wire_get(c->params, "logprobs") != NULL);
-    g->stream.keep = talk != NULL;
+    g->stream.keep = session != NULL;
     g->stall = evtimer_new(c->server->base, on_stall, g);
     r = g->stall ? get_input(c, &in, g) : err_new(-ENOMEM);
     if (!r)
@@ -422,10 +422,10 @@ static int generate(struct rpc_call *c, struct talk *talk) {
         return err_up(r);
 
     (void)snprintf(g->model, sizeof g->model, "%s", models_resident(c->server->models));
-    log_debug("gen", "session %ju: job %ju: submitted", (uintmax_t)g->session,
+    log_debug("gen", "channel %ju: job %ju: submitted", (uintmax_t)g->channel,
               (uintmax_t)g->work.job.id);
-    if (talk)
-        talk->work = &g->work;
+    if (session)
+        session->work = &g->work;
     (void)take(g); /* the engine's until it is done */
     return RPC_LATER;
 }
@@ -435,16 +435,16 @@ int rpc_generate(struct rpc_call *c) {
 }
 
 int rpc_session_generate(struct rpc_call *c) {
-    struct talk *t;
+    struct session *t;
     int r;
 
-    r = rpc_find_talk(c, true, &t);
+    r = rpc_find_session(c, true, &t);
     return r ? err_up(r) : err_up(generate(c, t));
 }
 
 int rpc_generate_cancel(struct rpc_call *c) {
     uint64_t id = rpc_get_uint(c->params, "id", 0);
-    struct session_call *call = id <= UINT32_MAX ? session_find(c->session, (uint32_t)id) : NULL;
+    struct channel_call *call = id <= UINT32_MAX ? channel_find(c->channel, (uint32_t)id) : NULL;
     bool cancelled = call != NULL;
 
     if (call)

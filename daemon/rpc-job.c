@@ -15,7 +15,7 @@
 
 /* One job.wait. */
 struct wait {
-    struct session_call call;
+    struct channel_call call;
     struct models_waiter waiter;
     const struct models_load *load;
 };
@@ -37,7 +37,7 @@ static void wait_progress(struct models_waiter *waiter, uint64_t done, uint64_t 
     msgpack_sbuffer buf;
     msgpack_packer p;
 
-    if (conn_pending(w->call.session->conn) >= CONN_HIGH)
+    if (conn_pending(w->call.channel->conn) >= CONN_HIGH)
         return;
 
     msgpack_sbuffer_init(&buf);
@@ -48,7 +48,7 @@ static void wait_progress(struct models_waiter *waiter, uint64_t done, uint64_t 
     rpc_pack_str(&p, "stage", "loading");
     rpc_pack_uint(&p, "done", done);
     rpc_pack_uint(&p, "total", total);
-    session_send(w->call.session, &buf);
+    channel_send(w->call.channel, &buf);
     msgpack_sbuffer_destroy(&buf);
 }
 
@@ -58,29 +58,29 @@ static void wait_ended(struct models_waiter *waiter) {
 
     rpc_reply_init(&reply);
     pack_ended(&reply.result_pk, w->load);
-    session_answer(&w->call, &reply, 0);
+    channel_answer(&w->call, &reply, 0);
     rpc_reply_deinit(&reply);
     free(w);
 }
 
-static void wait_gone(struct session_call *call) {
+static void wait_gone(struct channel_call *call) {
     struct wait *w = WAIT_OF(call, call);
 
     LIST_REMOVE(&w->waiter, link);
     free(w);
 }
 
-static void wait_stop(struct session_call *call, int code) {
+static void wait_stop(struct channel_call *call, int code) {
     struct rpc_reply reply;
 
     rpc_reply_init(&reply);
     (void)why_set(&reply.why, 0, "the request was ended before the job");
-    session_answer(call, &reply, code);
+    channel_answer(call, &reply, code);
     rpc_reply_deinit(&reply);
     wait_gone(call);
 }
 
-static const struct session_call_ops wait_ops = { wait_gone, wait_stop, NULL };
+static const struct channel_call_ops wait_ops = { wait_gone, wait_stop, NULL };
 
 static int find_load(struct rpc_call *c, struct models_load **ret_load) {
     uint64_t id = rpc_get_uint(c->params, "id", 0);
@@ -109,14 +109,14 @@ int rpc_job_wait(struct rpc_call *c) {
     w->waiter.progress = wait_progress;
     w->waiter.ended = wait_ended;
     LIST_INSERT_HEAD(&load->waiters, &w->waiter, link);
-    session_owe(c->session, &w->call, c->msgid, &wait_ops);
+    channel_owe(c->channel, &w->call, c->msgid, &wait_ops);
     return RPC_LATER;
 }
 
 /* ---- job.list ---- */
 
 static bool may(const struct rpc_call *c, uid_t uid) {
-    return c->session->peer.uid == uid || session_is_admin(c->session);
+    return c->channel->peer.uid == uid || channel_is_admin(c->channel);
 }
 
 /* What both kinds of jobs say. */
@@ -177,7 +177,7 @@ static void pack_work(const struct work *w, msgpack_packer *p) {
                                .priority = classes[w->class],
                                .uid = w->peer.uid,
                                .pid = w->peer.pid,
-                               .connection = w->session,
+                               .connection = w->channel,
                                .age = clock_usec() - w->began,
                                .done = at.n_done,
                                .total = at.n_prompt,

@@ -11,7 +11,7 @@
 
 struct args_messages;
 struct rpc_call;
-struct talk;
+struct session;
 
 /* rpc-server.c */
 int rpc_client_hello(struct rpc_call *c);
@@ -47,11 +47,12 @@ int rpc_session_open(struct rpc_call *c);
 int rpc_session_restore(struct rpc_call *c);
 int rpc_session_save(struct rpc_call *c);
 
-/* The talk that "session" names. @idle: without an exchange that runs.
+/* The session that "session" names. @idle: without an exchange that runs.
  * Return: 0, RPC_NO_SUCH_SESSION, RPC_BUSY. */
-int rpc_find_talk(struct rpc_call *c, bool idle, struct talk **ret_talk);
+int rpc_find_session(struct rpc_call *c, bool idle, struct session **ret_session);
 /* May the user have @more, too? Return: 0, RPC_QUOTA_EXCEEDED, or RPC_INVALID_ARGS: a role. */
-int rpc_check_talk(struct rpc_call *c, const struct talk *t, const struct args_messages *more);
+int rpc_check_session(struct rpc_call *c, const struct session *t,
+                      const struct args_messages *more);
 
 /* rpc-score.c */
 int rpc_score_choices(struct rpc_call *c);

@@ -18,7 +18,7 @@ static int no_such_model(struct rpc_call *c, const char *id) {
 }
 
 static int want_admin(struct rpc_call *c) {
-    if (session_is_admin(c->session))
+    if (channel_is_admin(c->channel))
         return 0;
 
     return why_set(&c->reply->why, RPC_ACCESS_DENIED,
@@ -248,7 +248,7 @@ int rpc_model_load(struct rpc_call *c) {
     if (r)
         return err_up(r);
 
-    r = models_load(m, id, c->session->peer.uid, &load, &c->reply->why);
+    r = models_load(m, id, c->channel->peer.uid, &load, &c->reply->why);
     switch (r) {
     case 0:
         msgpack_pack_map(&c->reply->result_pk, 2);
@@ -283,12 +283,12 @@ int rpc_model_pin(struct rpc_call *c) {
     if (k)
         return err_up(k);
     if (s && n == 4 && memcmp(s, "none", n) == 0)
-        residency_drop(r, &c->session->lease);
+        residency_drop(r, &c->channel->lease);
     else if (s && !residency_parse(s, n, &wish))
         return why_set(&c->reply->why, RPC_INVALID_ARGS,
                        "residency: none of none, idle, pressure, pinned");
     else
-        residency_take(r, &c->session->lease, wish);
+        residency_take(r, &c->channel->lease, wish);
 
     msgpack_pack_map(&c->reply->result_pk, 1);
     rpc_pack_str(&c->reply->result_pk, "residency", residency_name(residency_now(r)));

@@ -71,7 +71,7 @@ static void on_done(struct work *w, const struct engine_result *res) {
         pack_result(s, res, &reply.result_pk);
     else if (!code) /* the deadline came in between */
         code = why_set(&reply.why, RPC_TIMEOUT, "no answer before the deadline");
-    session_answer(&w->call, &reply, code);
+    channel_answer(&w->call, &reply, code);
     rpc_reply_deinit(&reply);
 }
 

@@ -18,7 +18,7 @@
 enum { NAME_SHOWN = 64 }; /* bytes of a client's name that go to the log */
 
 int rpc_server_info(struct rpc_call *c) {
-    rpc_pack_info(&c->reply->result_pk, c->session->id);
+    rpc_pack_info(&c->reply->result_pk, c->channel->id);
     return 0;
 }
 
@@ -29,8 +29,8 @@ static void log_hello(const struct rpc_call *c) {
 
     for (size_t i = 0; i < n && i < NAME_SHOWN; i++)
         name[i] = (unsigned char)s[i] < ' ' ? '?' : s[i];
-    log_info("session", "session %ju: user %u, process %d: %s", (uintmax_t)c->session->id,
-             (unsigned)c->session->peer.uid, (int)c->session->peer.pid, name);
+    log_info("session", "channel %ju: user %u, process %d: %s", (uintmax_t)c->channel->id,
+             (unsigned)c->channel->peer.uid, (int)c->channel->peer.pid, name);
 }
 
 int rpc_client_hello(struct rpc_call *c) {
@@ -81,7 +81,7 @@ static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
     rpc_pack_uint(p, "running", st->n_running);
     rpc_pack_uint(p, "waiting", st->n_queued);
     rpc_pack_uint(p, "max", st->n_queue_max ? st->n_queue_max : c->server->config->queue);
-    rpc_pack_uint(p, "connections", c->server->n_session);
+    rpc_pack_uint(p, "connections", c->server->n_channel);
     wire_pack_str(p, "tokens");
     msgpack_pack_map(p, 2);
     rpc_pack_uint(p, "prompt", st->n_prompt_token);
@@ -137,7 +137,7 @@ int rpc_server_status(struct rpc_call *c) {
 }
 
 int rpc_server_metrics(struct rpc_call *c) {
-    const struct session *s = c->session;
+    const struct channel *s = c->channel;
     AUTO(free) char *text = NULL;
     size_t n;
     const char *format = rpc_get_str(c->params, "format", &n);
@@ -145,7 +145,7 @@ int rpc_server_metrics(struct rpc_call *c) {
 
     if (format && !(n == strlen("openmetrics") && memcmp(format, "openmetrics", n) == 0))
         return why_set(&c->reply->why, RPC_INVALID_ARGS, "format: not openmetrics");
-    r = metrics_text(c->server, session_is_admin(s), s->peer.uid, &text, &n);
+    r = metrics_text(c->server, channel_is_admin(s), s->peer.uid, &text, &n);
     if (r)
         return err_up(r);
 

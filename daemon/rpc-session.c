@@ -18,9 +18,9 @@ enum { BUSY_USEC = 100000 /* when to ask again while an answer is written: nobod
 
 /* ---- what the methods share ---- */
 
-int rpc_find_talk(struct rpc_call *c, bool idle, struct talk **ret_talk) {
+int rpc_find_session(struct rpc_call *c, bool idle, struct session **ret_session) {
     uint64_t id = rpc_get_uint(c->params, "session", 0);
-    struct talk *t = talk_find(c->server, c->session->peer.uid, id);
+    struct session *t = session_find(c->server, c->channel->peer.uid, id);
 
     if (!t)
         return why_set(&c->reply->why, RPC_NO_SUCH_SESSION, "no session %ju", (uintmax_t)id);
@@ -30,7 +30,7 @@ int rpc_find_talk(struct rpc_call *c, bool idle, struct talk **ret_talk) {
         rpc_pack_uint(&c->reply->data_pk, "position", 1);
         return why_set(&c->reply->why, RPC_BUSY, "session %ju is writing an answer", (uintmax_t)id);
     }
-    *ret_talk = t;
+    *ret_session = t;
     return 0;
 }
 
@@ -42,16 +42,17 @@ static int over_limit(struct rpc_call *c, int r, uint64_t limit) {
     return err_up(r);
 }
 
-int rpc_check_talk(struct rpc_call *c, const struct talk *t, const struct args_messages *more) {
+int rpc_check_session(struct rpc_call *c, const struct session *t,
+                      const struct args_messages *more) {
     uint64_t limit;
     int r;
 
-    r = talk_check_room(t, more->msg, more->n, &limit, &c->reply->why);
+    r = session_check_room(t, more->msg, more->n, &limit, &c->reply->why);
     return over_limit(c, r, limit);
 }
 
 /* {session, model, context_window?}: a new one. */
-static void pack_opened(struct rpc_call *c, const struct talk *t) {
+static void pack_opened(struct rpc_call *c, const struct session *t) {
     const char *resident = models_resident(c->server->models);
     const struct model_info *info = models_info(c->server->models);
     bool known = info && strcmp(resident, t->state.model) == 0;
@@ -63,18 +64,19 @@ static void pack_opened(struct rpc_call *c, const struct talk *t) {
         rpc_pack_uint(&c->reply->result_pk, "context_window", info->n_ctx);
 }
 
-/* Open a talk with @state, which is the caller's to deinitialise. */
-static int open_talk(struct rpc_call *c, struct talk_state *state, struct talk **ret_talk) {
+/* Open a session with @state, which is the caller's to deinitialise. */
+static int open_session(struct rpc_call *c, struct session_state *state,
+                        struct session **ret_session) {
     uint64_t limit;
     int r;
 
-    r = talk_open(c->server, c->session, state, ret_talk, &limit, &c->reply->why);
+    r = session_open(c->server, c->channel, state, ret_session, &limit, &c->reply->why);
     return over_limit(c, r, limit);
 }
 
 /* ---- open, clone, close, list ---- */
 
-static int get_messages(struct rpc_call *c, struct talk_state *s) {
+static int get_messages(struct rpc_call *c, struct session_state *s) {
     const msgpack_object *messages = wire_get(c->params, "messages");
     struct args_messages list = { 0 };
     char *text;
@@ -82,17 +84,17 @@ static int get_messages(struct rpc_call *c, struct talk_state *s) {
 
     r = rpc_dup_str(c->params, "instructions", &text, &c->reply->why);
     if (!r && text)
-        r = talk_state_add(s, &(struct chat_message){ "system", text }, 1, &c->reply->why);
+        r = session_state_add(s, &(struct chat_message){ "system", text }, 1, &c->reply->why);
     free(text);
     if (!r && messages)
         r = args_messages(messages, &list, &c->reply->why);
     if (!r)
-        r = talk_state_add(s, list.msg, list.n, &c->reply->why);
+        r = session_state_add(s, list.msg, list.n, &c->reply->why);
     args_messages_deinit(&list);
     return over_limit(c, r, ENGINE_TEXT_MAX);
 }
 
-static int get_settings(struct rpc_call *c, struct talk_state *s) {
+static int get_settings(struct rpc_call *c, struct session_state *s) {
     struct why *why = &c->reply->why;
     const struct registry_file *f;
     AUTO(free) char *id = NULL;
@@ -121,53 +123,54 @@ static int get_settings(struct rpc_call *c, struct talk_state *s) {
 }
 
 int rpc_session_open(struct rpc_call *c) {
-    struct talk_state state = { 0 };
-    struct talk *t = NULL;
+    struct session_state state = { 0 };
+    struct session *t = NULL;
     int r;
 
     r = get_settings(c, &state);
     if (!r)
         r = get_messages(c, &state);
     if (!r)
-        r = open_talk(c, &state, &t);
+        r = open_session(c, &state, &t);
     if (!r)
         pack_opened(c, t);
-    talk_state_deinit(&state);
+    session_state_deinit(&state);
     return err_up(r);
 }
 
 int rpc_session_clone(struct rpc_call *c) {
-    struct talk_state state = { 0 };
-    struct talk *t = NULL, *clone = NULL;
+    struct session_state state = { 0 };
+    struct session *t = NULL, *clone = NULL;
     int r;
 
-    r = rpc_find_talk(c, false, &t);
+    r = rpc_find_session(c, false, &t);
     if (!r)
-        r = talk_state_copy(&state, &t->state);
+        r = session_state_copy(&state, &t->state);
     if (!r)
-        r = open_talk(c, &state, &clone);
+        r = open_session(c, &state, &clone);
     if (!r) {
         msgpack_pack_map(&c->reply->result_pk, 1);
         rpc_pack_uint(&c->reply->result_pk, "session", clone->id);
     }
-    talk_state_deinit(&state);
+    session_state_deinit(&state);
     return err_up(r);
 }
 
 int rpc_session_close(struct rpc_call *c) {
-    struct talk *t = NULL;
+    struct session *t = NULL;
     int r;
 
-    r = rpc_find_talk(c, false, &t);
+    r = rpc_find_session(c, false, &t);
     if (r)
         return err_up(r);
 
-    talk_close(t);
+    session_close(t);
     msgpack_pack_map(&c->reply->result_pk, 0);
     return 0;
 }
 
-static void pack_talk(msgpack_packer *p, const struct talk *t, const struct session *session) {
+static void pack_session(msgpack_packer *p, const struct session *t,
+                         const struct channel *channel) {
     msgpack_pack_map(p, 8);
     rpc_pack_uint(p, "session", t->id);
     rpc_pack_uint(p, "user", t->uid);
@@ -176,26 +179,26 @@ static void pack_talk(msgpack_packer *p, const struct talk *t, const struct sess
     rpc_pack_uint(p, "bytes", t->state.n_byte);
     rpc_pack_uint(p, "idle_us", t->work ? 0 : clock_usec() - t->used_usec);
     rpc_pack_bool(p, "busy", t->work != NULL);
-    rpc_pack_bool(p, "own", t->owner == session);
+    rpc_pack_bool(p, "own", t->owner == channel);
 }
 
 int rpc_session_list(struct rpc_call *c) {
     bool all = rpc_get_bool(c->params, "all");
     msgpack_packer *p = &c->reply->result_pk;
-    const struct talk *t;
+    const struct session *t;
     uint32_t n = 0;
 
-    if (all && !session_is_admin(c->session))
+    if (all && !channel_is_admin(c->channel))
         return why_set(&c->reply->why, RPC_ACCESS_DENIED, "sessions of others are not shown");
 
-    for (t = LIST_FIRST(&c->server->talks.list); t; t = LIST_NEXT(t, link))
-        n += all || t->uid == c->session->peer.uid;
+    for (t = LIST_FIRST(&c->server->sessions.list); t; t = LIST_NEXT(t, link))
+        n += all || t->uid == c->channel->peer.uid;
     msgpack_pack_map(p, 1);
     wire_pack_str(p, "sessions");
     msgpack_pack_array(p, n);
-    for (t = LIST_FIRST(&c->server->talks.list); t; t = LIST_NEXT(t, link))
-        if (all || t->uid == c->session->peer.uid)
-            pack_talk(p, t, c->session);
+    for (t = LIST_FIRST(&c->server->sessions.list); t; t = LIST_NEXT(t, link))
+        if (all || t->uid == c->channel->peer.uid)
+            pack_session(p, t, c->channel);
     return 0;
 }
 
@@ -204,7 +207,7 @@ int rpc_session_list(struct rpc_call *c) {
 /* A job that reads messages and says how many tokens they are. */
 struct reading {
     struct work work;
-    struct talk *talk;
+    struct session *session;
     bool append;       /* evaluate them, too: the next answer finds them in the cache */
     size_t n_before;   /* append: messages there were */
     uint64_t n_change; /* and the change that it was */
@@ -212,15 +215,15 @@ struct reading {
 
 static struct reading *reading_free(struct reading *d) {
     if (d)
-        (void)talk_unref(d->talk);
+        (void)session_unref(d->session);
     free(d);
     return NULL;
 }
 AUTO_DEFINE(struct reading *, reading_free)
 
 static void take_back(struct reading *d) {
-    if (d->append && d->talk->n_change == d->n_change)
-        talk_state_cut(&d->talk->state, d->n_before);
+    if (d->append && d->session->n_change == d->n_change)
+        session_state_cut(&d->session->state, d->n_before);
 }
 
 static void pack_tokens(const struct reading *d, const struct engine_result *res,
@@ -252,15 +255,15 @@ static void on_read(struct work *w, const struct engine_result *res) {
         take_back(d);
     else
         pack_tokens(d, res, &reply.result_pk);
-    session_answer(&w->call, &reply, code);
+    channel_answer(&w->call, &reply, code);
     rpc_reply_deinit(&reply);
 }
 
 static const struct work_ops reading_ops = { on_event, NULL, on_read };
 
 /* Have @msg [n] of @t counted, or evaluated. */
-static int read_talk(struct rpc_call *c, struct talk *t, struct reading *own,
-                     const struct chat_message *msg, size_t n) {
+static int read_session(struct rpc_call *c, struct session *t, struct reading *own,
+                        const struct chat_message *msg, size_t n) {
     AUTO(reading_free) struct reading *d = own;
     const msgpack_object *thinking = wire_get(c->params, "thinking");
     struct engine_request req = {
@@ -275,7 +278,7 @@ static int read_talk(struct rpc_call *c, struct talk *t, struct reading *own,
     int r;
 
     d->work.ops = &reading_ops;
-    d->talk = talk_ref(t);
+    d->session = session_ref(t);
     r = work_submit(&d->work, c, t->state.model, &req);
     if (r != RPC_LATER)
         take_back(d);
@@ -288,22 +291,22 @@ int rpc_session_append(struct rpc_call *c) {
     const msgpack_object *messages = wire_get(c->params, "messages");
     AUTO(reading_free) struct reading *d = calloc(1, sizeof *d);
     struct args_messages list = { 0 };
-    struct talk *t = NULL;
+    struct session *t = NULL;
     int r;
 
     if (!d)
         return err_new(-ENOMEM);
-    r = rpc_find_talk(c, true, &t);
+    r = rpc_find_session(c, true, &t);
     if (!r && messages)
         r = args_messages(messages, &list, &c->reply->why);
     if (!r)
-        r = rpc_check_talk(c, t, &list);
+        r = rpc_check_session(c, t, &list);
     if (!r && !(t->state.n_msg + list.n))
         r = why_set(&c->reply->why, RPC_INVALID_ARGS, "messages: the session has none yet");
     if (!r) {
         d->append = true;
         d->n_before = t->state.n_msg;
-        r = over_limit(c, talk_state_add(&t->state, list.msg, list.n, &c->reply->why),
+        r = over_limit(c, session_state_add(&t->state, list.msg, list.n, &c->reply->why),
                        ENGINE_TEXT_MAX);
     }
     args_messages_deinit(&list);
@@ -311,7 +314,7 @@ int rpc_session_append(struct rpc_call *c) {
         return err_up(r);
 
     d->n_change = ++t->n_change;
-    return err_up(read_talk(c, t, take(d), t->state.msg, t->state.n_msg));
+    return err_up(read_session(c, t, take(d), t->state.msg, t->state.n_msg));
 }
 
 int rpc_session_measure(struct rpc_call *c) {
@@ -319,21 +322,21 @@ int rpc_session_measure(struct rpc_call *c) {
     AUTO(reading_free) struct reading *d = calloc(1, sizeof *d);
     AUTO(free) struct chat_message *joined = NULL;
     struct args_messages list = { 0 };
-    struct talk *t = NULL;
+    struct session *t = NULL;
     size_t n = 0;
     int r;
 
     if (!d)
         return err_new(-ENOMEM);
-    r = rpc_find_talk(c, false, &t);
+    r = rpc_find_session(c, false, &t);
     if (!r && messages)
         r = args_messages(messages, &list, &c->reply->why);
     if (!r)
-        r = talk_state_join(&t->state, list.msg, list.n, &joined, &n);
+        r = session_state_join(&t->state, list.msg, list.n, &joined, &n);
     if (!r && !n)
         r = why_set(&c->reply->why, RPC_INVALID_ARGS, "messages: the session has none yet");
     if (!r)
-        r = read_talk(c, t, take(d), joined, n);
+        r = read_session(c, t, take(d), joined, n);
     args_messages_deinit(&list);
     return err_up(r);
 }
@@ -343,16 +346,16 @@ int rpc_session_measure(struct rpc_call *c) {
 int rpc_session_save(struct rpc_call *c) {
     const char *dir = config_cache_dir(c->server->config);
     struct why *why = &c->reply->why;
-    struct talk_blob blob = { 0 };
+    struct session_blob blob = { 0 };
     struct saved saved;
-    struct talk *t = NULL;
+    struct session *t = NULL;
     int r;
 
-    r = rpc_find_talk(c, true, &t);
+    r = rpc_find_session(c, true, &t);
     if (!r)
         r = saved_new(dir, t->uid, &saved, why);
     if (!r)
-        r = talk_pack(&t->state, &blob);
+        r = session_pack(&t->state, &blob);
     if (!r)
         r = saved_write(&saved, &blob, why);
     free(blob.p);
@@ -367,26 +370,26 @@ int rpc_session_save(struct rpc_call *c) {
 
 int rpc_session_restore(struct rpc_call *c) {
     struct why *why = &c->reply->why;
-    struct talk_state state = { 0 };
-    struct talk_blob blob = { 0 };
+    struct session_state state = { 0 };
+    struct session_blob blob = { 0 };
     struct saved saved;
     const char *token;
-    struct talk *t = NULL;
+    struct session *t = NULL;
     size_t n;
     int r;
 
     token = rpc_get_str(c->params, "token", &n);
-    r = saved_find(config_cache_dir(c->server->config), c->session->peer.uid, token, n, &saved,
+    r = saved_find(config_cache_dir(c->server->config), c->channel->peer.uid, token, n, &saved,
                    why);
     if (!r)
         r = saved_read(&saved, &blob, why);
     if (!r)
-        r = talk_unpack(blob.p, blob.n, &state, why);
+        r = session_unpack(blob.p, blob.n, &state, why);
     free(blob.p);
     if (!r)
-        r = open_talk(c, &state, &t);
+        r = open_session(c, &state, &t);
     if (!r)
         pack_opened(c, t);
-    talk_state_deinit(&state);
+    session_state_deinit(&state);
     return err_up(r);
 }

@@ -60,7 +60,7 @@ static void on_done(struct work *w, const struct engine_result *res) {
     code = work_error(w, res, &reply);
     if (!code)
         pack_result(t, res, &reply.result_pk);
-    session_answer(&w->call, &reply, code);
+    channel_answer(&w->call, &reply, code);
     rpc_reply_deinit(&reply);
     free(t);
 }

@@ -10,7 +10,7 @@
  *
  * The client's msgid names the whole exchange: notifications of a generation carry it,
  * generate.cancel takes it. A method that answers at once packs its result; one that answers later
- * returns RPC_LATER and keeps a session_call, which owes the response.
+ * returns RPC_LATER and keeps a channel_call, which owes the response.
  *
  * Owner:   the daemon thread.
  * Source:  client/PROTOCOL.md; what this table says of itself must agree with it.
@@ -25,7 +25,7 @@
 #include "client/wire.h"
 #include "engine/base/err.h"
 
-struct session;
+struct channel;
 struct server;
 
 enum { RPC_API_LEVEL = 2, RPC_API_COMPATIBLE = 1 };
@@ -57,7 +57,7 @@ enum {
     RPC_NO_SUCH_JOB,
     RPC_ERROR_N,
 
-    RPC_LATER, /* no response yet: a session_call owes it */
+    RPC_LATER, /* no response yet: a channel_call owes it */
 };
 
 /* The answer to one request while it is made. */
@@ -75,7 +75,7 @@ int rpc_reply_pack(struct rpc_reply *r, uint32_t msgid, int code, msgpack_sbuffe
 
 struct rpc_call {
     struct server *server;
-    struct session *session;
+    struct channel *channel;
     uint32_t msgid;
     const msgpack_object *params; /* a map, as the method's schema says */
     struct rpc_reply *reply;

@@ -15,7 +15,7 @@
 #include "daemon/saved.h"
 #include "engine/base/log.h"
 
-enum { SAVED_TALK_MAX = WIRE_FRAME_MAX + 1024 /* bytes of a .talk */ };
+enum { SAVED_SESSION_MAX = WIRE_FRAME_MAX + 1024 /* bytes of a .session */ };
 
 /* ---- names ---- */
 
@@ -31,10 +31,11 @@ static bool is_token(const char *s, size_t n) {
 /* Paths of @ret->token. Return: 0 or -ENAMETOOLONG. */
 static int set_paths(struct saved *ret, const char *dir, uid_t uid) {
     static const char form[] = "%s/sessions/%u/%s.%s";
-    int n = snprintf(ret->talk, sizeof ret->talk, form, dir, (unsigned)uid, ret->token, "talk");
+    int n = snprintf(ret->session, sizeof ret->session, form, dir, (unsigned)uid, ret->token,
+                     "session");
     int m = snprintf(ret->kv, sizeof ret->kv, form, dir, (unsigned)uid, ret->token, "kv");
 
-    return n < (int)sizeof ret->talk && m < (int)sizeof ret->kv ? 0 : err_new(-ENAMETOOLONG);
+    return n < (int)sizeof ret->session && m < (int)sizeof ret->kv ? 0 : err_new(-ENAMETOOLONG);
 }
 
 static int make_folder(const char *dir, const char *more) {
@@ -73,7 +74,7 @@ int saved_find(const char *dir, uid_t uid, const char *token, size_t n, struct s
     if (dir && is_token(token, n)) {
         memcpy(ret->token, token, n);
         ret->token[n] = '\0';
-        if (set_paths(ret, dir, uid) == 0 && lstat(ret->talk, &st) == 0 && S_ISREG(st.st_mode))
+        if (set_paths(ret, dir, uid) == 0 && lstat(ret->session, &st) == 0 && S_ISREG(st.st_mode))
             return 0;
     }
     return why_set(why, RPC_NO_SUCH_SESSION, "no saved session has this token");
@@ -81,12 +82,12 @@ int saved_find(const char *dir, uid_t uid, const char *token, size_t n, struct s
 
 /* ---- contents ---- */
 
-int saved_write(const struct saved *s, const struct talk_blob *blob, struct why *why) {
+int saved_write(const struct saved *s, const struct session_blob *blob, struct why *why) {
     char path[PATH_MAX + 8];
     size_t at = 0;
     int fd;
 
-    (void)snprintf(path, sizeof path, "%s.new", s->talk);
+    (void)snprintf(path, sizeof path, "%s.new", s->session);
     fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
     if (fd < 0)
         return why_set(why, err_new(-errno), "%s: cannot write: %m", path);
@@ -97,24 +98,24 @@ int saved_write(const struct saved *s, const struct talk_blob *blob, struct why 
             break;
         at += n > 0 ? (size_t)n : 0;
     }
-    if (close(fd) < 0 || at < blob->n || rename(path, s->talk) < 0) {
+    if (close(fd) < 0 || at < blob->n || rename(path, s->session) < 0) {
         int r = errno ? -errno : -EIO;
 
         (void)unlink(path);
-        return why_set(why, err_new(r), "%s: cannot write: %s", s->talk, strerror(-r));
+        return why_set(why, err_new(r), "%s: cannot write: %s", s->session, strerror(-r));
     }
     return 0;
 }
 
-int saved_read(const struct saved *s, struct talk_blob *ret, struct why *why) {
-    AUTO(close) int fd = open(s->talk, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+int saved_read(const struct saved *s, struct session_blob *ret, struct why *why) {
+    AUTO(close) int fd = open(s->session, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
     AUTO(free) char *p = NULL;
     struct stat st;
     size_t at = 0;
 
     if (fd < 0 || fstat(fd, &st) < 0)
-        return why_set(why, err_new(-errno), "%s: cannot read: %m", s->talk);
-    if (!S_ISREG(st.st_mode) || st.st_size > SAVED_TALK_MAX)
+        return why_set(why, err_new(-errno), "%s: cannot read: %m", s->session);
+    if (!S_ISREG(st.st_mode) || st.st_size > SAVED_SESSION_MAX)
         return why_set(why, RPC_CORRUPT, "the saved session is damaged: too large");
     p = malloc((size_t)st.st_size + 1);
     if (!p)
@@ -125,19 +126,19 @@ int saved_read(const struct saved *s, struct talk_blob *ret, struct why *why) {
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return why_set(why, err_new(-errno), "%s: cannot read: %m", s->talk);
+            return why_set(why, err_new(-errno), "%s: cannot read: %m", s->session);
         if (n == 0)
             break;
         at += (size_t)n;
     }
 
     (void)futimens(fd, NULL); /* what is used is not what goes first */
-    *ret = (struct talk_blob){ take(p), at };
+    *ret = (struct session_blob){ take(p), at };
     return 0;
 }
 
 void saved_remove(const struct saved *s) {
-    (void)unlink(s->talk);
+    (void)unlink(s->session);
     (void)unlink(s->kv);
 }
 
@@ -175,7 +176,7 @@ static int entries_add(struct entries *e, const char *dir, uid_t uid, const char
     if (set_paths(&new->saved, dir, uid))
         return 0;
     for (size_t i = 0; i < 2; i++)
-        if (lstat(i ? new->saved.talk : new->saved.kv, &st) == 0) {
+        if (lstat(i ? new->saved.session : new->saved.kv, &st) == 0) {
             new->used = st.st_mtim;
             new->size += (uint64_t)st.st_blocks * 512;
         }
@@ -183,16 +184,16 @@ static int entries_add(struct entries *e, const char *dir, uid_t uid, const char
     return 0;
 }
 
-/* Is @name what one session goes by: its .talk, or the .kv of one that was never written? */
+/* Is @name what one session goes by: its .session, or the .kv of one that was never written? */
 static bool stands_for_one(int folder, const char *name) {
-    char talk[SAVED_TOKEN + 8];
+    char session[SAVED_TOKEN + sizeof ".session"];
 
     if (strlen(name) <= SAVED_TOKEN || !is_token(name, SAVED_TOKEN))
         return false;
-    if (strcmp(name + SAVED_TOKEN, ".talk") == 0)
+    if (strcmp(name + SAVED_TOKEN, ".session") == 0)
         return true;
-    (void)snprintf(talk, sizeof talk, "%.*s.talk", SAVED_TOKEN, name);
-    return strcmp(name + SAVED_TOKEN, ".kv") == 0 && faccessat(folder, talk, F_OK, 0) < 0;
+    (void)snprintf(session, sizeof session, "%.*s.session", SAVED_TOKEN, name);
+    return strcmp(name + SAVED_TOKEN, ".kv") == 0 && faccessat(folder, session, F_OK, 0) < 0;
 }
 
 static int scan_user(struct entries *e, const char *dir, const char *user) {

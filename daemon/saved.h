@@ -4,7 +4,7 @@
 /*
  * saved - the files of saved sessions
  *
- *   CACHE/sessions/UID/TOKEN.talk    what was said
+ *   CACHE/sessions/UID/TOKEN.session    what was said
  *   CACHE/sessions/UID/TOKEN.kv      keys and values; may be missing
  *
  * A token is 32 random hexadecimal digits; no name comes from a client. Folders are 0700. Files are
@@ -18,13 +18,13 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-#include "daemon/talk.h"
+#include "daemon/session.h"
 
 enum { SAVED_TOKEN = 32 /* characters */ };
 
 struct saved {
     char token[SAVED_TOKEN + 1];
-    char talk[PATH_MAX], kv[PATH_MAX]; /* paths */
+    char session[PATH_MAX], kv[PATH_MAX]; /* paths */
 };
 
 /* Think of a name for a session of @uid, and make its folder. @dir: NULL: there is none.
@@ -34,9 +34,9 @@ int saved_new(const char *dir, uid_t uid, struct saved *ret, struct why *why);
 int saved_find(const char *dir, uid_t uid, const char *token, size_t n, struct saved *ret,
                struct why *why);
 
-/* Write or read the .talk. Return: 0, RPC_CORRUPT (read: no file of ours), or -errno, with @why. */
-int saved_write(const struct saved *s, const struct talk_blob *blob, struct why *why);
-int saved_read(const struct saved *s, struct talk_blob *ret, struct why *why);
+/* Write or read the .session. Return: 0, RPC_CORRUPT (read: no file of ours), or -errno, with @why. */
+int saved_write(const struct saved *s, const struct session_blob *blob, struct why *why);
+int saved_read(const struct saved *s, struct session_blob *ret, struct why *why);
 /* Remove both files. */
 void saved_remove(const struct saved *s);
 

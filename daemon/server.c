@@ -12,11 +12,11 @@
 
 enum { SERVER_RETRY_USEC = 1000000 };
 
-static uint32_t n_session_of(const struct server *s, uid_t uid) {
-    const struct session *at;
+static uint32_t n_channel_of(const struct server *s, uid_t uid) {
+    const struct channel *at;
     uint32_t n = 0;
 
-    for (at = LIST_FIRST(&s->sessions); at; at = LIST_NEXT(at, link))
+    for (at = LIST_FIRST(&s->channels); at; at = LIST_NEXT(at, link))
         n += at->peer.uid == uid;
 
     return n;
@@ -25,42 +25,42 @@ static uint32_t n_session_of(const struct server *s, uid_t uid) {
 int server_refuses(const struct server *s, uid_t uid, struct why *why) {
     if (s->stopping)
         return why_set(why, RPC_SHUTTING_DOWN, "the service is stopping");
-    if (n_session_of(s, uid) >= s->config->user_connections)
+    if (n_channel_of(s, uid) >= s->config->user_connections)
         return why_set(why, RPC_QUOTA_EXCEEDED, "the user has too many connections");
-    if (s->n_session >= s->config->max_connections)
+    if (s->n_channel >= s->config->max_connections)
         return why_set(why, RPC_QUOTA_EXCEEDED, "the service has too many connections");
     return 0;
 }
 
 int server_adopt_as(struct server *s, int fd, const struct peer *peer,
-                    struct session **ret_session) {
+                    struct channel **ret_channel) {
     AUTO(close) int own = fd;
-    struct session *session;
+    struct channel *channel;
     struct why why = { 0 };
     int refused = server_refuses(s, peer->uid, &why), r;
 
     if (evutil_make_socket_nonblocking(fd) < 0)
         return err_new(-errno);
-    r = session_new(&session, s, fd, peer);
+    r = channel_new(&channel, s, fd, peer);
     if (r)
         return err_up(r);
 
     (void)take_fd(&own);
-    LIST_INSERT_HEAD(&s->sessions, session, link);
-    session->id = ++s->next_session;
-    s->n_session++;
-    log_debug("server", "session %ju: user %u, process %d, %s%s", (uintmax_t)session->id,
+    LIST_INSERT_HEAD(&s->channels, channel, link);
+    channel->id = ++s->next_channel;
+    s->n_channel++;
+    log_debug("server", "channel %ju: user %u, process %d, %s%s", (uintmax_t)channel->id,
               (unsigned)peer->uid, (int)peer->pid, peer->unit[0] ? peer->unit : "no unit",
               peer->background ? ", background" : "");
     if (refused)
-        session_refuse(session, refused, why.text);
+        channel_refuse(channel, refused, why.text);
 
-    *ret_session = session;
+    *ret_channel = channel;
     return 0;
 }
 
 int server_adopt(struct server *s, int fd) {
-    struct session *session;
+    struct channel *channel;
     struct peer peer;
     int r;
 
@@ -70,15 +70,15 @@ int server_adopt(struct server *s, int fd) {
         return err_up(r);
     }
 
-    return err_up(server_adopt_as(s, fd, &peer, &session));
+    return err_up(server_adopt_as(s, fd, &peer, &channel));
 }
 
-void server_forget(struct server *s, struct session *session) {
-    log_debug("server", "session %ju: closed", (uintmax_t)session->id);
-    residency_drop(s->residency, &session->lease);
-    LIST_REMOVE(session, link);
-    s->n_session--;
-    if (s->stopping && !s->n_session)
+void server_forget(struct server *s, struct channel *channel) {
+    log_debug("server", "channel %ju: closed", (uintmax_t)channel->id);
+    residency_drop(s->residency, &channel->lease);
+    LIST_REMOVE(channel, link);
+    s->n_channel--;
+    if (s->stopping && !s->n_channel)
         (void)event_base_loopbreak(s->base);
 }
 
@@ -135,13 +135,13 @@ static void close_listeners(struct server *s) {
 static void on_stop_timer(evutil_socket_t fd, short what, void *arg) {
     struct server *s = arg;
 
-    log_warning("server", "%u clients did not take their last answers", s->n_session);
+    log_warning("server", "%u clients did not take their last answers", s->n_channel);
     (void)event_base_loopbreak(s->base);
 }
 
 void server_stop(struct server *s) {
     struct timeval tv = clock_timeval(SERVER_STOP_USEC);
-    struct session *at, *next;
+    struct channel *at, *next;
 
     if (s->stopping) { /* asked twice: now */
         (void)event_base_loopbreak(s->base);
@@ -150,15 +150,15 @@ void server_stop(struct server *s) {
 
     s->stopping = true;
     notify_stopping();
-    log_info("server", "stopping, %u clients", s->n_session);
+    log_info("server", "stopping, %u clients", s->n_channel);
     (void)event_del(s->accept_timer);
     close_listeners(s);
     (void)event_add(s->stop_timer, &tv);
-    for (at = LIST_FIRST(&s->sessions); at; at = next) {
+    for (at = LIST_FIRST(&s->channels); at; at = next) {
         next = LIST_NEXT(at, link);
-        session_stop(at, RPC_SHUTTING_DOWN);
+        channel_stop(at, RPC_SHUTTING_DOWN);
     }
-    if (!s->n_session)
+    if (!s->n_channel)
         (void)event_base_loopbreak(s->base);
 }
 
@@ -177,10 +177,10 @@ struct server *server_free(struct server *s) {
         return NULL;
 
     close_listeners(s);
-    while (!LIST_EMPTY(&s->sessions))
-        (void)session_free(LIST_FIRST(&s->sessions));
+    while (!LIST_EMPTY(&s->channels))
+        (void)channel_free(LIST_FIRST(&s->channels));
     (void)residency_free(s->residency);
-    talk_deinit_all(&s->talks);
+    session_deinit_all(&s->sessions);
     (void)models_free(s->models);
     (void)account_free(s->account);
     if (s->stop_timer)
@@ -205,7 +205,7 @@ int server_new(struct server **ret_server, struct event_base *base, struct confi
     s->base = base;
     s->config = config;
     s->started_usec = clock_usec();
-    LIST_INIT(&s->sessions);
+    LIST_INIT(&s->channels);
     LIST_INIT(&s->works);
     s->stop_timer = evtimer_new(base, on_stop_timer, s);
     s->accept_timer = evtimer_new(base, on_accept_again, s);

@@ -11,12 +11,12 @@
 #include <stdint.h>
 
 #include "daemon/account.h"
+#include "daemon/channel.h"
 #include "daemon/clock.h"
 #include "daemon/config.h"
 #include "daemon/models.h"
 #include "daemon/residency.h"
 #include "daemon/session.h"
-#include "daemon/talk.h"
 
 struct event_base;
 struct event;
@@ -35,10 +35,10 @@ struct server {
     struct account *account;
     struct work_list works; /* requests the engine has */
     struct residency *residency;
-    struct session_list sessions;
-    uint32_t n_session;
-    uint64_t next_session;
-    struct talks talks;
+    struct channel_list channels;
+    uint32_t n_channel;
+    uint64_t next_channel;
+    struct sessions sessions;
     usec_t started_usec;
     bool stopping;
 
@@ -58,9 +58,9 @@ int server_listen(struct server *s, int fd);
 int server_refuses(const struct server *s, uid_t uid, struct why *why);
 /* Serve a connected socket; takes @fd in any case. */
 int server_adopt(struct server *s, int fd);
-/* Likewise, for @peer, whoever made the socket. @ret_session: borrowed; may be about to close. */
+/* Likewise, for @peer, whoever made the socket. @ret_channel: borrowed; may be about to close. */
 int server_adopt_as(struct server *s, int fd, const struct peer *peer,
-                    struct session **ret_session);
+                    struct channel **ret_channel);
 
 /* Takes @config. */
 void server_reconfigure(struct server *s, struct config *config);
@@ -69,5 +69,5 @@ void server_reconfigure(struct server *s, struct config *config);
  * said, or after SERVER_STOP_USEC. */
 void server_stop(struct server *s);
 
-/* A session ended and is no longer linked. */
-void server_forget(struct server *s, struct session *session);
+/* A channel ended and is no longer linked. */
+void server_forget(struct server *s, struct channel *channel);

@@ -1,200 +1,201 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+#include <event2/event.h>
 #include <stdlib.h>
-#include <unistd.h>
+#include <string.h>
 
+#include "daemon/rpc.h"
 #include "daemon/server.h"
 #include "daemon/session.h"
-#include "daemon/talk.h"
+#include "daemon/work.h"
 #include "engine/base/log.h"
 
-static void on_frame(void *arg, const msgpack_object *o);
-static void on_bad(void *arg, int outcome);
-static void on_sent(void *arg);
-static void on_closed(void *arg);
-
-static const struct conn_ops session_conn_ops = { on_frame, on_bad, on_sent, on_closed };
-
-bool session_is_admin(const struct session *s) {
-    return s->peer.admin || s->peer.uid == 0 || s->peer.uid == geteuid();
+struct session *session_ref(struct session *t) {
+    t->n_ref++;
+    return t;
 }
 
-void session_send(struct session *s, const msgpack_sbuffer *frames) {
-    if (conn_write(s->conn, frames->data, frames->size) == 0)
-        return;
-
-    /* A response that cannot be sent leaves the client waiting for ever: hang up instead. */
-    log_warning("session", "session %ju: out of memory", (uintmax_t)s->id);
-    conn_finish(s->conn);
-}
-
-void session_refuse(struct session *s, int code, const char *message) {
-    msgpack_sbuffer buf;
-    msgpack_packer p;
-
-    account_refuse(s->server->account, s->peer.uid, s->peer.unit);
-    log_info("session", "session %ju: user %u: closed: %s", (uintmax_t)s->id, (unsigned)s->peer.uid,
-             message);
-    msgpack_sbuffer_init(&buf);
-    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
-    wire_pack_notify(&p, "rpc.error");
-    rpc_pack_error(&p, code, message, NULL);
-    session_send(s, &buf);
-    conn_finish(s->conn);
-    msgpack_sbuffer_destroy(&buf);
-}
-
-/* ---- open requests ---- */
-
-void session_owe(struct session *s, struct session_call *call, uint32_t msgid,
-                 const struct session_call_ops *ops) {
-    call->ops = ops;
-    call->session = s;
-    call->msgid = msgid;
-    LIST_INSERT_HEAD(&s->calls, call, link);
-    s->n_call++;
-}
-
-struct session_call *session_find(struct session *s, uint32_t msgid) {
-    struct session_call *call = LIST_FIRST(&s->calls);
-
-    while (call && call->msgid != msgid)
-        call = LIST_NEXT(call, link);
-
-    return call;
-}
-
-static void unlink_call(struct session_call *call) {
-    call->session->n_call--;
-    LIST_REMOVE(call, link);
-    call->session = NULL;
-}
-
-static void send_reply(struct session *s, uint32_t msgid, struct rpc_reply *reply, int code) {
-    msgpack_sbuffer out;
-
-    msgpack_sbuffer_init(&out);
-    if (rpc_reply_pack(reply, msgid, code, &out) == 0)
-        session_send(s, &out);
-    else
-        conn_finish(s->conn);
-    msgpack_sbuffer_destroy(&out);
-}
-
-void session_answer(struct session_call *call, struct rpc_reply *reply, int code) {
-    struct session *s = call->session;
-
-    if (!s)
-        return;
-
-    send_reply(s, call->msgid, reply, code);
-    unlink_call(call);
-    if (s->server->stopping && !s->n_call)
-        conn_finish(s->conn);
-}
-
-/* ---- frames ---- */
-
-static void on_request(struct session *s, const struct wire_frame *frame) {
-    struct rpc_reply reply;
-    struct rpc_call call = { .server = s->server,
-                             .session = s,
-                             .msgid = frame->msgid,
-                             .params = frame->params,
-                             .reply = &reply };
-    int r;
-
-    rpc_reply_init(&reply);
-    r = rpc_call(&call, frame);
-    if (frame->type == WIRE_REQUEST && r != RPC_LATER)
-        send_reply(s, frame->msgid, &reply, r);
-    rpc_reply_deinit(&reply);
-}
-
-static void on_frame(void *arg, const msgpack_object *o) {
-    struct session *s = arg;
-    struct wire_frame frame;
-
-    if (wire_parse(o, &frame) || frame.type == WIRE_RESPONSE)
-        session_refuse(s, RPC_INVALID_ARGS, wire_strerror(WIRE_MALFORMED));
-    else if (frame.type == WIRE_REQUEST && session_find(s, frame.msgid))
-        session_refuse(s, RPC_INVALID_ARGS, "the msgid of a request that is still open");
-    else if (frame.type == WIRE_REQUEST && s->n_call >= WIRE_OUTSTANDING_MAX)
-        session_refuse(s, RPC_QUOTA_EXCEEDED, "64 open requests a connection is the limit");
-    else
-        on_request(s, &frame);
-}
-
-static void on_bad(void *arg, int outcome) {
-    if (!outcome)
-        session_refuse(arg, RPC_TIMEOUT, "a frame that took longer than 5 s");
-    else
-        session_refuse(arg, outcome == WIRE_MALFORMED ? RPC_INVALID_ARGS : RPC_TOO_LARGE,
-                       wire_strerror(outcome));
-}
-
-static void on_sent(void *arg) {
-    struct session *s = arg;
-    struct session_call *call, *next;
-
-    for (call = LIST_FIRST(&s->calls); call; call = next) {
-        next = LIST_NEXT(call, link);
-        if (call->ops->sent)
-            call->ops->sent(call);
+struct session *session_unref(struct session *t) {
+    if (t && --t->n_ref == 0) {
+        session_state_deinit(&t->state);
+        free(t);
     }
-}
-
-static void on_closed(void *arg) {
-    (void)session_free(arg);
-}
-
-/* ---- life ---- */
-
-void session_stop(struct session *s, int code) {
-    struct session_call *call, *next;
-
-    for (call = LIST_FIRST(&s->calls); call; call = next) {
-        next = LIST_NEXT(call, link);
-        call->ops->stop(call, code);
-    }
-    if (!s->n_call)
-        conn_finish(s->conn);
-}
-
-struct session *session_free(struct session *s) {
-    if (!s)
-        return NULL;
-
-    while (!LIST_EMPTY(&s->calls)) {
-        struct session_call *call = LIST_FIRST(&s->calls);
-
-        unlink_call(call);
-        call->ops->gone(call);
-    }
-    talk_close_all(s->server, s);
-    (void)conn_free(s->conn);
-    if (s->id)
-        server_forget(s->server, s);
-    free(s);
-
     return NULL;
 }
 
-int session_new(struct session **ret_session, struct server *server, int fd,
-                const struct peer *peer) {
-    AUTO(session_free) struct session *s = calloc(1, sizeof *s);
+void session_close(struct session *t) {
+    if (t->closed)
+        return;
+
+    t->closed = true;
+    LIST_REMOVE(t, link);
+    if (t->work)
+        work_stop(t->work, RPC_CANCELLED);
+    (void)session_unref(t);
+}
+
+void session_close_all(struct server *server, const struct channel *owner) {
+    struct session *t, *next;
+
+    for (t = LIST_FIRST(&server->sessions.list); t; t = next) {
+        next = LIST_NEXT(t, link);
+        if (t->owner == owner)
+            session_close(t);
+    }
+}
+
+struct session *session_find(struct server *server, uid_t uid, uint64_t id) {
+    struct session *t = LIST_FIRST(&server->sessions.list);
+
+    while (t && !(t->id == id && t->uid == uid))
+        t = LIST_NEXT(t, link);
+    if (t)
+        t->used_usec = clock_usec();
+
+    return t;
+}
+
+static int check_room(const struct server *server, uid_t uid, size_t n_byte, uint64_t *ret_limit,
+                      struct why *why) {
+    const struct session *t;
+
+    for (t = LIST_FIRST(&server->sessions.list); t; t = LIST_NEXT(t, link))
+        if (t->uid == uid)
+            n_byte += t->state.n_byte;
+    *ret_limit = server->config->user_bytes;
+    return n_byte > *ret_limit
+               ? why_set(why, RPC_QUOTA_EXCEEDED,
+                         "sessions of this user would have %zu bytes of text", n_byte)
+               : 0;
+}
+
+int session_check_room(const struct session *t, const struct chat_message *msg, size_t n,
+                       uint64_t *ret_limit, struct why *why) {
+    return err_up(check_room(t->server, t->uid, session_state_size(msg, n), ret_limit, why));
+}
+
+int session_answer(struct session *t, const struct chat_message *asked, size_t n_asked,
+                   const char *text, size_t n_text, size_t n_drop, struct why *why) {
+    AUTO(free) char *copy = malloc(n_text + 1);
+    struct session_state *s = &t->state;
+    size_t n_before = s->n_msg, n = 0;
     int r;
 
-    if (!s)
+    if (!copy)
         return err_new(-ENOMEM);
+    for (size_t i = 0; i < n_text; i++) /* a model may write a NUL; messages have none */
+        if (text[i])
+            copy[n++] = text[i];
+    copy[n] = '\0';
+    r = session_state_add(s, asked, n_asked, why);
+    if (!r)
+        r = session_state_add(s, &(struct chat_message){ "assistant", copy }, 1, why);
+    if (r) {
+        session_state_cut(s, n_before);
+        return err_up(r);
+    }
 
-    s->server = server;
-    s->peer = *peer;
-    LIST_INIT(&s->calls);
-    r = conn_new(&s->conn, server->base, fd, &session_conn_ops, s);
+    session_state_drop(s, n_drop);
+    t->n_change++;
+    t->used_usec = clock_usec();
+    return 0;
+}
+
+/* ---- idle ones ---- */
+
+static void say_closed(const struct session *t, const char *reason) {
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    wire_pack_notify(&p, "session.closed");
+    msgpack_pack_map(&p, 2);
+    rpc_pack_uint(&p, "session", t->id);
+    rpc_pack_str(&p, "reason", reason);
+    channel_send((struct channel *)t->owner, &buf);
+    msgpack_sbuffer_destroy(&buf);
+}
+
+/* Close what is idle, and come back when the next one may be. */
+static void on_idle(evutil_socket_t fd, short what, void *arg) {
+    struct server *server = arg;
+    usec_t now = clock_usec(), limit = server->config->session_idle * CLOCK_SECOND, wait = limit;
+    struct session *t, *next;
+    struct timeval tv;
+
+    for (t = LIST_FIRST(&server->sessions.list); t; t = next) {
+        usec_t idle = now - t->used_usec;
+
+        next = LIST_NEXT(t, link);
+        if (t->work || !limit)
+            continue;
+        if (idle < limit) {
+            wait = limit - idle < wait ? limit - idle : wait;
+            continue;
+        }
+        log_info("session", "conversation %ju: closed, idle for %ju s", (uintmax_t)t->id,
+                 (uintmax_t)(idle / CLOCK_SECOND));
+        say_closed(t, "idle");
+        session_close(t);
+    }
+
+    tv = clock_timeval(wait ? wait : CLOCK_SECOND);
+    if (!LIST_EMPTY(&server->sessions.list))
+        (void)event_add(server->sessions.idle, &tv);
+}
+
+static int watch_idle(struct server *server) {
+    struct sessions *all = &server->sessions;
+    struct timeval tv = clock_timeval(server->config->session_idle * CLOCK_SECOND);
+
+    if (!all->idle)
+        all->idle = evtimer_new(server->base, on_idle, server);
+    if (!all->idle)
+        return err_new(-ENOMEM);
+    if (!evtimer_pending(all->idle, NULL) && server->config->session_idle)
+        (void)event_add(all->idle, &tv);
+    return 0;
+}
+
+int session_open(struct server *server, const struct channel *owner, struct session_state *state,
+                 struct session **ret_session, uint64_t *ret_limit, struct why *why) {
+    AUTO(free) struct session *t = calloc(1, sizeof *t);
+    struct sessions *all = &server->sessions;
+    const struct session *at;
+    uint64_t n = 0;
+    int r;
+
+    if (!t)
+        return err_new(-ENOMEM);
+    for (at = LIST_FIRST(&all->list); at; at = LIST_NEXT(at, link))
+        n += at->uid == owner->peer.uid;
+    *ret_limit = server->config->user_sessions;
+    if (n >= *ret_limit)
+        return why_set(why, RPC_QUOTA_EXCEEDED, "the user has %ju sessions", (uintmax_t)n);
+    r = check_room(server, owner->peer.uid, state->n_byte, ret_limit, why);
+    if (!r)
+        r = watch_idle(server);
     if (r)
         return err_up(r);
 
-    *ret_session = take(s);
+    t->server = server;
+    t->id = ++all->next_id;
+    t->uid = owner->peer.uid;
+    t->owner = owner;
+    t->n_ref = 1;
+    t->used_usec = clock_usec();
+    t->state = *state;
+    *state = (struct session_state){ 0 };
+    LIST_INSERT_HEAD(&all->list, t, link);
+    *ret_session = take(t);
     return 0;
+}
+
+void session_deinit_all(struct sessions *t) {
+    while (!LIST_EMPTY(&t->list))
+        session_close(LIST_FIRST(&t->list));
+    if (t->idle)
+        event_free(t->idle);
+    t->idle = NULL;
 }

@@ -11,25 +11,25 @@ enum { WORK_PROGRESS_USEC = 200000 /* between two generate.progress */ };
 
 #define OWNER(ptr_, field_) ((struct work *)((char *)(ptr_)-offsetof(struct work, field_)))
 
-static void on_gone(struct session_call *call) {
+static void on_gone(struct channel_call *call) {
     work_stop(OWNER(call, call), RPC_CANCELLED);
 }
 
-static void on_stop(struct session_call *call, int code) {
+static void on_stop(struct channel_call *call, int code) {
     work_stop(OWNER(call, call), code);
 }
 
-static void on_sent(struct session_call *call) {
+static void on_sent(struct channel_call *call) {
     struct work *w = OWNER(call, call);
 
     if (w->ops->sent)
         w->ops->sent(w);
 }
 
-static const struct session_call_ops work_call_ops = { on_gone, on_stop, on_sent };
+static const struct channel_call_ops work_call_ops = { on_gone, on_stop, on_sent };
 
 static void close_account(struct work *w, const struct engine_result *result) {
-    const struct journal_request record = { .session = w->session,
+    const struct journal_request record = { .channel = w->channel,
                                             .job = w->job.id,
                                             .uid = w->peer.uid,
                                             .unit = w->peer.unit,
@@ -49,18 +49,18 @@ static void on_event(struct models_job *job, const struct engine_event *ev) {
     if (ev->kind == ENGINE_DONE) {
         close_account(w, ev->result);
         w->ops->done(w, ev->result); /* @w is gone */
-    } else if (w->call.session && w->ops->event) {
+    } else if (w->call.channel && w->ops->event) {
         w->ops->event(w, ev);
     }
 }
 
 void work_progress(struct work *w, const struct engine_event *ev) {
-    struct session *session = w->call.session;
+    struct channel *channel = w->call.channel;
     usec_t now = clock_usec();
     msgpack_sbuffer buf;
     msgpack_packer p;
 
-    if (now - w->told < WORK_PROGRESS_USEC || conn_pending(session->conn) >= CONN_HIGH)
+    if (now - w->told < WORK_PROGRESS_USEC || conn_pending(channel->conn) >= CONN_HIGH)
         return;
 
     w->told = now;
@@ -72,7 +72,7 @@ void work_progress(struct work *w, const struct engine_event *ev) {
     rpc_pack_str(&p, "stage", ev->job ? "prefill" : "loading");
     rpc_pack_uint(&p, "done", ev->done);
     rpc_pack_uint(&p, "total", ev->total);
-    session_send(session, &buf);
+    channel_send(channel, &buf);
     msgpack_sbuffer_destroy(&buf);
 }
 
@@ -103,15 +103,15 @@ static void fill_who(struct fair_who *who, const struct peer *peer) {
 static void open_account(struct work *w, struct rpc_call *c, const struct engine_request *req) {
     struct server *s = c->server;
 
-    w->peer = c->session->peer;
-    w->session = c->session->id;
+    w->peer = c->channel->peer;
+    w->channel = c->channel->id;
     w->kind = req->kind;
     w->class = req->who.class;
     w->began = clock_usec();
     w->row = account_begin(s->account, w->peer.uid, w->peer.unit);
     (void)snprintf(w->model, sizeof w->model, "%s", models_resident(s->models));
     LIST_INSERT_HEAD(&s->works, w, link);
-    session_owe(c->session, &w->call, c->msgid, &work_call_ops);
+    channel_owe(c->channel, &w->call, c->msgid, &work_call_ops);
 }
 
 int work_submit(struct work *w, struct rpc_call *c, const char *model, struct engine_request *req) {
@@ -120,13 +120,13 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
     struct why *why = &c->reply->why;
     int r;
 
-    fill_who(&req->who, &c->session->peer);
+    fill_who(&req->who, &c->channel->peer);
     w->server = c->server;
     w->models = m;
     w->job.event = on_event;
-    r = models_submit(m, model, c->session->peer.uid, req, &w->job, &queue, why);
+    r = models_submit(m, model, c->channel->peer.uid, req, &w->job, &queue, why);
     if (r)
-        account_refuse(c->server->account, c->session->peer.uid, c->session->peer.unit);
+        account_refuse(c->server->account, c->channel->peer.uid, c->channel->peer.unit);
     switch (r) {
     case 0:
         open_account(w, c, req);
@@ -156,8 +156,8 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
 
 const char *work_kind(const struct work *w) {
     static const char *const names[] = {
-        [ENGINE_GENERATE] = "generate",       [ENGINE_SAVE] = "session.save",
-        [ENGINE_RESTORE] = "session.restore", [ENGINE_SCORE] = "score.choices",
+        [ENGINE_GENERATE] = "generate",       [ENGINE_SAVE] = "channel.save",
+        [ENGINE_RESTORE] = "channel.restore", [ENGINE_SCORE] = "score.choices",
         [ENGINE_TOKENIZE] = "tokenize",       [ENGINE_DETOKENIZE] = "detokenize",
         [ENGINE_RENDER] = "template.apply"
     };

@@ -2,7 +2,7 @@
 #pragma once
 
 /*
- * work - a request that the engine answers: between a session_call and a models_job
+ * work - a request that the engine answers: between a channel_call and a models_job
  *
  * It lives until the engine is done with the job, with or without a client, and knows whose it is.
  * Its owner embeds it and frees it in done(). What it took goes to the account and the journal.
@@ -11,9 +11,9 @@
  */
 
 #include "daemon/account.h"
+#include "daemon/channel.h"
 #include "daemon/models.h"
 #include "daemon/rpc.h"
-#include "daemon/session.h"
 
 struct work;
 
@@ -30,14 +30,14 @@ struct work {
     LIST_ENTRY(work) link; /* of the server's list */
     const struct work_ops *ops;
     struct models_job job;
-    struct session_call call;
+    struct channel_call call;
     struct server *server;
     struct models *models;
     int stop_code; /* the error it was told to end with; 0: nobody told it */
 
     /* For whom; stays when the client goes. */
     struct peer peer;
-    uint64_t session; /* its number */
+    uint64_t channel; /* its number */
     enum engine_kind kind;
     enum fair_class class;
     char model[256];    /* its id: a file name at most */

@@ -162,7 +162,7 @@ class Metrics(Served):
         with Moed(env={"MOE_LOG": "account:7"}) as moed, moed.client() as c:
             c.call("generate", prompt="a most secret prompt", max_tokens=2)
             line = [x for x in moed.text().splitlines() if "account: " in x][-1]
-            self.assertRegex(line, r"<7>account: session \d+: job \d+: user \d+: generate: (stop|length): \d+ prompt, \d generated, \d+ ms")
+            self.assertRegex(line, r"<7>account: channel \d+: job \d+: user \d+: generate: (stop|length): \d+ prompt, \d generated, \d+ ms")
             self.assertNotIn("secret", moed.text())
 
 

@@ -219,10 +219,10 @@ class Saved(Service):
         good, bad, cut = (self.c.call("session.save", session=s)["token"] for _ in range(3))
         folder = pathlib.Path(self.cache.name) / "sessions" / str(os.geteuid())
         self.assertEqual(folder.stat().st_mode & 0o777, 0o700)
-        data = bytearray((folder / f"{bad}.talk").read_bytes())
+        data = bytearray((folder / f"{bad}.session").read_bytes())
         data[-3] ^= 4
-        (folder / f"{bad}.talk").write_bytes(data)
-        (folder / f"{cut}.talk").write_bytes(data[:20])
+        (folder / f"{bad}.session").write_bytes(data)
+        (folder / f"{cut}.session").write_bytes(data[:20])
         fails(self, "Corrupt", self.c, "session.restore", token=bad)
         fails(self, "Corrupt", self.c, "session.restore", token=cut)
         fails(self, "NoSuchSession", self.c, "session.restore", token="../../etc/passwd")

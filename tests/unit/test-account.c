@@ -141,7 +141,7 @@ static void test_metrics(void **state) {
     has(rig_call(client, 1, "server.metrics", "{}"), "uid=\"1000\"");
     has(rig_call(client, 2, "server.metrics", "{'format': 'prometheus'}"),
         "format: not openmetrics");
-    LIST_FIRST(&rig.server->sessions)->peer.uid = 1001; /* somebody else */
+    LIST_FIRST(&rig.server->channels)->peer.uid = 1001; /* somebody else */
     assert_null(strstr(rig_call(client, 3, "server.metrics", "{}"), "uid=\"1000\""));
 }
 
@@ -186,7 +186,7 @@ static void test_counted(void **state) {
 
 static void test_jobs(void **state) {
     struct rig_client *other = rig_connect(&rig);
-    struct session *theirs = LIST_FIRST(&rig.server->sessions);
+    struct channel *theirs = LIST_FIRST(&rig.server->channels);
     const char *said;
 
     theirs->peer.uid = 1001;

@@ -122,7 +122,7 @@ static void test_slow_frame(void **state) {
         rig_turn(&rig);
         (void)usleep(10000);
     }
-    assert_int_equal(rig.server->n_session, 2);
+    assert_int_equal(rig.server->n_channel, 2);
     has(rig_recv(client),
         "\"name\"=>\"Timeout\", \"message\"=>\"a frame that took longer than 5 s");
     assert_true(clock_usec() - start >= WIRE_FRAME_USEC - 10000);
@@ -182,7 +182,7 @@ static void test_hangup(void **state) {
     rig_hangup(c);
     assert_true(fake.job[0].over);
     assert_true(fake.job[1].over);
-    assert_int_equal(rig.server->n_session, 2);
+    assert_int_equal(rig.server->n_channel, 2);
     fake_loaded(); /* nobody waits for it any more */
     rig_turn(&rig);
 }

@@ -50,7 +50,7 @@ static const struct engine_result numbers = { .n_prompt = 100,
                                               .kv_bytes = 4096,
                                               .text = (char *)"what was said",
                                               .n_text = 13 };
-static const struct journal_request request = { .session = 3,
+static const struct journal_request request = { .channel = 3,
                                                 .job = 14,
                                                 .uid = 1000,
                                                 .unit = "app-x.scope",
@@ -75,11 +75,11 @@ static void test_record(void **state) {
     pretend(true);
     journal_request(&request);
     assert_int_equal(n_call, 1);
-    has("MESSAGE=account: session 3: job 14: user 1000: generate: length: 100 prompt, "
+    has("MESSAGE=account: channel 3: job 14: user 1000: generate: length: 100 prompt, "
         "25 generated, 321 ms");
     has("MESSAGE_ID=" JOURNAL_REQUEST);
     has("PRIORITY=6");
-    has("MOED_SESSION=3");
+    has("MOED_CHANNEL=3");
     has("MOED_JOB=14");
     has("MOED_UID=1000");
     has("MOED_UNIT=app-x.scope");
@@ -140,7 +140,7 @@ static void test_no_journal(void **state) {
     pretend(false);
     logged("account:7", line, sizeof line);
     assert_int_equal(n_call, 0);
-    assert_string_equal(line, "<7>account: session 3: job 14: user 1000: generate: length: "
+    assert_string_equal(line, "<7>account: channel 3: job 14: user 1000: generate: length: "
                               "100 prompt, 25 generated, 321 ms\n");
     assert_int_equal(unsetenv("JOURNAL_STREAM"), 0);
     journal_request(&request);

@@ -265,7 +265,7 @@ static void test_idle(void **state) {
     usec_t until = clock_usec() + 5 * CLOCK_SECOND;
 
     (void)call("session.open", "{}");
-    while (!LIST_EMPTY(&rig.server->talks.list) && clock_usec() < until)
+    while (!LIST_EMPTY(&rig.server->sessions.list) && clock_usec() < until)
         rig_turn(&rig);
     has(rig_recv(client), "[2, \"session.closed\", [{\"session\"=>1, \"reason\"=>\"idle\"}]]");
     has(call("session.generate", ASK("q")), "\"NoSuchSession\"");

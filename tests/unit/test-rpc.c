@@ -483,7 +483,7 @@ static void test_stop(void **state) {
     has(client->text, "\"data\"=>{\"usage\"=>{");
     assert_null(rig_recv(client));
     assert_null(rig_recv(idle));
-    assert_int_equal(rig.server->n_session, 0);
+    assert_int_equal(rig.server->n_channel, 0);
     rig_hangup(idle);
 }
 

@@ -32,18 +32,18 @@ static int teardown(void **state) {
 /* One of @uid, with @n bytes, last used at @when. */
 static struct saved make(uid_t uid, size_t n, time_t when) {
     const struct timespec times[2] = { { .tv_sec = when }, { .tv_sec = when } };
-    struct talk_blob blob = { calloc(1, n), n };
+    struct session_blob blob = { calloc(1, n), n };
     struct saved s;
 
     assert_int_equal(saved_new(dir, uid, &s, NULL), 0);
     assert_int_equal(saved_write(&s, &blob, NULL), 0);
-    assert_int_equal(utimensat(-1, s.talk, times, 0), 0);
+    assert_int_equal(utimensat(-1, s.session, times, 0), 0);
     free(blob.p);
     return s;
 }
 
 static bool there(const struct saved *s) {
-    return access(s->talk, F_OK) == 0;
+    return access(s->session, F_OK) == 0;
 }
 
 static unsigned mode_of(const char *path) {
@@ -59,7 +59,7 @@ static void test_name(void **state) {
 
     assert_int_equal(strlen(s.token), SAVED_TOKEN);
     assert_int_equal(saved_find(dir, 7, s.token, SAVED_TOKEN, &found, NULL), 0);
-    assert_string_equal(found.talk, s.talk);
+    assert_string_equal(found.session, s.session);
     assert_string_equal(found.kv, s.kv);
     assert_int_equal(saved_find(dir, 8, s.token, SAVED_TOKEN, &found, NULL), RPC_NO_SUCH_SESSION);
     assert_int_equal(saved_find(dir, 7, s.token, SAVED_TOKEN - 1, &found, NULL),
@@ -69,13 +69,13 @@ static void test_name(void **state) {
         RPC_NO_SUCH_SESSION);
     assert_int_equal(saved_find(NULL, 7, s.token, SAVED_TOKEN, &found, NULL), RPC_NO_SUCH_SESSION);
     assert_int_equal(saved_new(NULL, 7, &found, NULL), RPC_NOT_SUPPORTED);
-    assert_int_equal(mode_of(s.talk), 0600);
+    assert_int_equal(mode_of(s.session), 0600);
     (void)snprintf(path, sizeof path, "%s/sessions/7", dir);
     assert_int_equal(mode_of(path), 0700);
 }
 
 static void test_content(void **state) {
-    struct talk_blob blob = { (char *)"what was said", 13 }, back;
+    struct session_blob blob = { (char *)"what was said", 13 }, back;
     struct saved s;
 
     assert_int_equal(saved_new(dir, 7, &s, NULL), 0);
@@ -84,11 +84,11 @@ static void test_content(void **state) {
     assert_int_equal(back.n, 13);
     assert_memory_equal(back.p, blob.p, 13);
     free(back.p);
-    assert_int_equal(unlink(s.talk), 0);
-    assert_int_equal(symlink("/etc/passwd", s.talk), 0);
+    assert_int_equal(unlink(s.session), 0);
+    assert_int_equal(symlink("/etc/passwd", s.session), 0);
     assert_true(saved_read(&s, &back, NULL) < 0);
-    assert_int_equal(unlink(s.talk), 0);
-    assert_int_equal(mkfifo(s.talk, 0600), 0);
+    assert_int_equal(unlink(s.session), 0);
+    assert_int_equal(mkfifo(s.session, 0600), 0);
     assert_int_equal(saved_read(&s, &back, NULL), RPC_CORRUPT);
 }
 

@@ -1,203 +1,143 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/* moe_session_*(): what they ask, and what they make of the answer, which waits already. */
+/* What a session says, and its bytes in a file. */
 
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
-
-#include <cmocka.h>
-
-#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
-#include "client/moe-session.h"
-#include "client/wire.h"
+#include <cmocka.h>
 
-/* Both ends in one thread: @m is under test, @fd is the service that the test plays. */
-struct fixture {
-    struct moe *m;
-    int fd;
-    uint32_t id; /* of the last call */
-    char text[4096];
+#include "daemon/rpc.h"
+#include "daemon/session.h"
+
+static const struct chat_message messages[] = {
+    { "system", "be brief" }, { "user", "one" },      { "assistant", "1" },
+    { "developer", "count" }, { "user", "\xc3\xa4" }, { "assistant", "" },
 };
+enum { N = sizeof messages / sizeof messages[0] };
 
-static int setup(void **state) {
-    struct fixture *f = calloc(1, sizeof *f);
-    int fds[2];
+static struct session_state make(void) {
+    struct session_state s = { .max_tokens = 77, .class = FAIR_BACKGROUND, .thinking = true };
 
-    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, fds), 0);
-    assert_int_equal(moe_open_fd(&f->m, fds[0]), 0);
-    f->fd = fds[1];
-    *state = f;
-    return 0;
+    s.model = strdup("a-model");
+    s.sample.has = SAMPLE_TEMPERATURE | SAMPLE_SEED | SAMPLE_TOP_K;
+    s.sample.temperature = 0.7f;
+    s.sample.top_k = 40;
+    s.sample.seed = UINT64_MAX;
+    assert_int_equal(session_state_add(&s, messages, N, NULL), 0);
+    return s;
 }
 
-static int teardown(void **state) {
-    struct fixture *f = *state;
+static void has_texts(const struct session_state *s, const char *want) {
+    char got[256] = "";
+    size_t n_byte = 0;
 
-    moe_close(f->m);
-    (void)close(f->fd);
-    free(f);
-    return 0;
-}
-
-/* The answer to the next call: {key: n} or {key: s}, or an error without @key. */
-static void answer(struct fixture *f, const char *key, uint64_t n, const char *s) {
-    msgpack_sbuffer buf;
-    msgpack_packer p;
-
-    msgpack_sbuffer_init(&buf);
-    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
-    if (key) {
-        wire_pack_result(&p, ++f->id);
-        msgpack_pack_map(&p, 2);
-        wire_pack_str(&p, key);
-        (void)(s ? (wire_pack_str(&p, s), 0) : msgpack_pack_uint64(&p, n));
-        wire_pack_str(&p, "available");
-        msgpack_pack_int(&p, 500);
-    } else {
-        wire_pack_error(&p, ++f->id);
-        msgpack_pack_map(&p, 3);
-        wire_pack_str(&p, "code");
-        msgpack_pack_int(&p, MOE_NO_SUCH_SESSION);
-        wire_pack_str(&p, "name");
-        wire_pack_str(&p, "NoSuchSession");
-        wire_pack_str(&p, "message");
-        wire_pack_str(&p, "no session 9");
-        msgpack_pack_nil(&p);
+    for (size_t i = 0; i < s->n_msg; i++) {
+        strcat(got, i ? "|" : "");
+        strcat(got, s->msg[i].text);
+        n_byte += sizeof s->msg[i] + strlen(s->msg[i].role) + strlen(s->msg[i].text);
     }
-    assert_int_equal(send(f->fd, buf.data, buf.size, MSG_NOSIGNAL), (ssize_t)buf.size);
-    msgpack_sbuffer_destroy(&buf);
+    assert_string_equal(got, want);
+    assert_int_equal(s->n_byte, n_byte);
 }
 
-/* What was asked, as msgpack-c prints it. */
-static void asked(struct fixture *f, const char *want) {
-    msgpack_unpacked got;
-    char bytes[4096];
-    size_t off = 0;
-    ssize_t n = recv(f->fd, bytes, sizeof bytes, MSG_DONTWAIT);
+static void test_messages(void **state) {
+    const struct chat_message bad[] = { { "user", "fine" }, { "robot", "no" } };
+    struct session_state s = make();
+    struct why why = { 0 };
 
-    assert_true(n > 0);
-    msgpack_unpacked_init(&got);
-    assert_int_equal(msgpack_unpack_next(&got, bytes, (size_t)n, &off), MSGPACK_UNPACK_SUCCESS);
-    assert_int_equal(off, n);
-    (void)msgpack_object_print_buffer(f->text, sizeof f->text, got.data);
-    msgpack_unpacked_destroy(&got);
-    if (!strstr(f->text, want))
-        fail_msg("'%s' has no '%s'", f->text, want);
+    assert_int_equal(session_state_add(&s, bad, 2, &why), RPC_INVALID_ARGS);
+    assert_non_null(strstr(why.text, "message 1: role \"robot\""));
+    has_texts(&s, "be brief|one|1|count|\xc3\xa4|");
+    session_state_drop(&s, 2);
+    has_texts(&s, "be brief|count|\xc3\xa4|");
+    session_state_drop(&s, 100);
+    has_texts(&s, "be brief|count");
+    session_state_cut(&s, 1);
+    has_texts(&s, "be brief");
+    session_state_deinit(&s);
 }
 
-static void test_open(void **state) {
-    const struct moe_message said[] = { { "user", "hi" } };
-    struct fixture *f = *state;
-    struct moe_session s = MOE_SESSION_INIT;
-    struct moe_map *more = moe_map_new();
-    uint64_t session = 0, seed = 7;
+static void test_bounds(void **state) {
+    char *text = malloc(ENGINE_TEXT_MAX + 1);
+    struct session_state s = make();
+    struct chat_message big = { "user", text };
 
-    answer(f, "session", 1ull << 40, NULL);
-    assert_int_equal(moe_session_open_wait(f->m, &s, &session), 0);
-    assert_true(session == 1ull << 40);
-    asked(f, "\"session.open\", [{}]]");
+    memset(text, 'x', ENGINE_TEXT_MAX);
+    text[ENGINE_TEXT_MAX] = '\0';
+    assert_int_equal(session_state_add(&s, &big, 1, NULL), RPC_TOO_LARGE);
+    text[ENGINE_TEXT_MAX / 2] = '\0';
+    assert_int_equal(session_state_add(&s, &big, 1, NULL), 0);
+    assert_int_equal(session_state_add(&s, &big, 1, NULL), RPC_TOO_LARGE);
+    session_state_cut(&s, N);
+    has_texts(&s, "be brief|one|1|count|\xc3\xa4|");
+    big.text = "";
+    while (s.n_msg < SESSION_MESSAGES_MAX)
+        assert_int_equal(session_state_add(&s, &big, 1, NULL), 0);
+    assert_int_equal(session_state_add(&s, &big, 1, NULL), RPC_TOO_LARGE);
+    assert_int_equal(s.n_msg, SESSION_MESSAGES_MAX);
 
-    moe_map_float(more, "repeat_penalty", 1.5);
-    s = (struct moe_session){ .size = sizeof s,
-                              .model = "m",
-                              .instructions = "be",
-                              .messages = said,
-                              .n_messages = 1,
-                              .priority = "background",
-                              .thinking = true,
-                              .max_tokens = 9,
-                              .temperature = 0,
-                              .top_p = 0.5,
-                              .min_p = 0.25,
-                              .top_k = 3,
-                              .seed = &seed,
-                              .more = more };
-    answer(f, "session", 2, NULL);
-    assert_int_equal(moe_session_open_wait(f->m, &s, &session), 0);
-    asked(f, "{\"model\"=>\"m\", \"instructions\"=>\"be\", "
-             "\"messages\"=>[{\"role\"=>\"user\", \"content\"=>\"hi\"}], "
-             "\"priority\"=>\"background\", \"thinking\"=>true, \"max_tokens\"=>9, "
-             "\"temperature\"=>0.000000, \"top_p\"=>0.500000, \"min_p\"=>0.250000, \"top_k\"=>3, "
-             "\"seed\"=>7, \"repeat_penalty\"=>1.500000}");
-    s.size--;
-    assert_int_equal(moe_session_open_wait(f->m, &s, &session), -EINVAL);
-    moe_map_free(more);
+    free(text);
+    session_state_deinit(&s);
 }
 
-static void test_generate(void **state) {
-    const struct moe_message question = { "user", "why?" };
-    struct fixture *f = *state;
-    struct moe_generate g = MOE_GENERATE_INIT;
-    const struct moe_result *result;
+static void test_copy(void **state) {
+    struct session_state s = make(), copy;
 
-    answer(f, "text", 0, "because");
-    assert_int_equal(moe_session_generate_wait(f->m, 5, &g, &result), 0); /* nothing new */
-    assert_string_equal(result->text, "because");
-    asked(f, "\"session.generate\", [{\"session\"=>5}]]");
-    g.messages = &question;
-    g.n_messages = 1;
-    answer(f, "text", 0, "so");
-    assert_int_equal(moe_session_generate_wait(f->m, 5, &g, &result), 0);
-    asked(f, "{\"session\"=>5, \"messages\"=>[{\"role\"=>\"user\", \"content\"=>\"why?\"}]}");
-    answer(f, NULL, 0, NULL);
-    assert_int_equal(moe_session_generate_wait(f->m, 9, &g, &result), -EREMOTEIO);
-    assert_int_equal(moe_last_error(f->m)->code, MOE_NO_SUCH_SESSION);
-    g.model = "other";
-    assert_int_equal(moe_session_generate(f->m, 5, &g, NULL, NULL), -EINVAL);
-    g.model = NULL;
-    g.prompt = "raw";
-    assert_int_equal(moe_session_generate(f->m, 5, &g, NULL, NULL), -EINVAL);
+    assert_int_equal(session_state_copy(&copy, &s), 0);
+    session_state_deinit(&s);
+    has_texts(&copy, "be brief|one|1|count|\xc3\xa4|");
+    assert_string_equal(copy.model, "a-model");
+    assert_int_equal(copy.max_tokens, 77);
+    session_state_deinit(&copy);
 }
 
-static void test_others(void **state) {
-    const struct moe_message more = { "user", "so" };
-    struct fixture *f = *state;
-    uint64_t n = 0, available = 0;
-    const char *token = NULL;
+static void test_file(void **state) {
+    struct session_state s = make(), back;
+    struct session_blob blob;
+    struct why why = { 0 };
 
-    answer(f, "context_used", 44, NULL);
-    assert_int_equal(moe_session_append_wait(f->m, 3, &more, 1, &n), 0);
-    assert_int_equal(n, 44);
-    asked(f, "\"session.append\", [{\"session\"=>3, \"messages\"=>[{\"role\"=>\"user\"");
-    answer(f, "tokens", 45, NULL);
-    assert_int_equal(moe_session_measure_wait(f->m, 3, NULL, 0, &n, &available), 0);
-    assert_true(n == 45 && available == 500);
-    asked(f, "\"session.measure\", [{\"session\"=>3}]]");
-    answer(f, "session", 4, NULL);
-    assert_int_equal(moe_session_clone_wait(f->m, 3, &n), 0);
-    assert_int_equal(n, 4);
-    asked(f, "\"session.clone\", [{\"session\"=>3}]]");
-    answer(f, "token", 0, "abc");
-    assert_int_equal(moe_session_save_wait(f->m, 3, &token), 0);
-    assert_string_equal(token, "abc");
-    asked(f, "\"session.save\", [{\"session\"=>3}]]");
-    answer(f, "nothing", 0, NULL);
-    assert_int_equal(moe_session_save_wait(f->m, 3, &token), -EPROTO);
-    asked(f, "\"session.save\"");
-    answer(f, "session", 6, NULL);
-    assert_int_equal(moe_session_restore_wait(f->m, "abc", &n), 0);
-    assert_int_equal(n, 6);
-    asked(f, "\"session.restore\", [{\"token\"=>\"abc\"}]]");
-    answer(f, "x", 0, NULL);
-    assert_int_equal(moe_session_close_wait(f->m, 3), 0);
-    asked(f, "\"session.close\", [{\"session\"=>3}]]");
-    answer(f, NULL, 0, NULL);
-    assert_int_equal(moe_session_close_wait(f->m, 9), -EREMOTEIO);
+    assert_int_equal(session_pack(&s, &blob), 0);
+    assert_int_equal(session_unpack(blob.p, blob.n, &back, &why), 0);
+    has_texts(&back, "be brief|one|1|count|\xc3\xa4|");
+    assert_string_equal(back.msg[3].role, "developer");
+    assert_string_equal(back.model, s.model);
+    assert_true(back.thinking);
+    assert_int_equal(back.class, s.class);
+    assert_int_equal(back.max_tokens, 77);
+    assert_int_equal(back.sample.has, s.sample.has);
+    assert_true(back.sample.temperature == s.sample.temperature);
+    assert_int_equal(back.sample.top_k, 40);
+    assert_int_equal(back.sample.seed, UINT64_MAX);
+    session_state_deinit(&back);
+
+    /* Any byte that is not what was written, and any length that is not the whole. */
+    for (size_t i = 0; i < blob.n; i++) {
+        char *part = malloc(i + 1); /* so that a sanitizer sees a step past the end */
+
+        memcpy(part, blob.p, i);
+        assert_int_equal(session_unpack(part, i, &back, &why), RPC_CORRUPT);
+        free(part);
+        blob.p[i] ^= 1;
+        assert_int_equal(session_unpack(blob.p, blob.n, &back, &why), RPC_CORRUPT);
+        assert_non_null(strstr(why.text, "saved"));
+        blob.p[i] ^= 1;
+    }
+    free(blob.p);
+    session_state_deinit(&s);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_open, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_generate, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_others, setup, teardown),
+        cmocka_unit_test(test_messages),
+        cmocka_unit_test(test_bounds),
+        cmocka_unit_test(test_copy),
+        cmocka_unit_test(test_file),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "daemon/rpc.h"
-#include "daemon/talk.h"
+#include "daemon/session.h"
 
 static const char *find_role(const char *role) {
     static const char *const roles[] = { "system", "developer", "user", "assistant" };
@@ -15,7 +15,7 @@ static const char *find_role(const char *role) {
     return NULL;
 }
 
-size_t talk_state_size(const struct chat_message *msg, size_t n) {
+size_t session_state_size(const struct chat_message *msg, size_t n) {
     size_t n_byte = 0;
 
     for (size_t i = 0; i < n; i++) /* as the engine counts */
@@ -23,26 +23,26 @@ size_t talk_state_size(const struct chat_message *msg, size_t n) {
     return n_byte;
 }
 
-void talk_state_cut(struct talk_state *s, size_t n) {
+void session_state_cut(struct session_state *s, size_t n) {
     while (s->n_msg > n) {
-        s->n_byte -= talk_state_size(&s->msg[--s->n_msg], 1);
+        s->n_byte -= session_state_size(&s->msg[--s->n_msg], 1);
         free((char *)s->msg[s->n_msg].text);
     }
 }
 
-void talk_state_deinit(struct talk_state *s) {
-    talk_state_cut(s, 0);
+void session_state_deinit(struct session_state *s) {
+    session_state_cut(s, 0);
     free(s->msg);
     free(s->model);
-    *s = (struct talk_state){ 0 };
+    *s = (struct session_state){ 0 };
 }
 
-static int reserve(struct talk_state *s, size_t n, struct why *why) {
+static int reserve(struct session_state *s, size_t n, struct why *why) {
     size_t n_alloc = 2 * (s->n_msg + n);
     struct chat_message *msg;
 
-    if (n > TALK_MESSAGES_MAX - s->n_msg)
-        return why_set(why, RPC_TOO_LARGE, "more than %d messages", TALK_MESSAGES_MAX);
+    if (n > SESSION_MESSAGES_MAX - s->n_msg)
+        return why_set(why, RPC_TOO_LARGE, "more than %d messages", SESSION_MESSAGES_MAX);
     if (s->n_msg + n <= s->n_alloc)
         return 0;
     msg = realloc(s->msg, n_alloc * sizeof *msg);
@@ -54,8 +54,8 @@ static int reserve(struct talk_state *s, size_t n, struct why *why) {
     return 0;
 }
 
-int talk_state_add(struct talk_state *s, const struct chat_message *msg, size_t n,
-                   struct why *why) {
+int session_state_add(struct session_state *s, const struct chat_message *msg, size_t n,
+                      struct why *why) {
     size_t n_before = s->n_msg;
     int r;
 
@@ -73,17 +73,17 @@ int talk_state_add(struct talk_state *s, const struct chat_message *msg, size_t 
             r = err_new(-ENOMEM);
         if (r == 0) {
             s->msg[s->n_msg++] = m;
-            s->n_byte += talk_state_size(&m, 1);
+            s->n_byte += session_state_size(&m, 1);
         }
     }
     if (r)
-        talk_state_cut(s, n_before);
+        session_state_cut(s, n_before);
 
     return err_up(r);
 }
 
-int talk_state_join(const struct talk_state *s, const struct chat_message *msg, size_t n,
-                    struct chat_message **ret_msg, size_t *ret_n) {
+int session_state_join(const struct session_state *s, const struct chat_message *msg, size_t n,
+                       struct chat_message **ret_msg, size_t *ret_n) {
     struct chat_message *joined = calloc(s->n_msg + n + 1, sizeof *joined);
 
     if (!joined)
@@ -97,12 +97,12 @@ int talk_state_join(const struct talk_state *s, const struct chat_message *msg, 
     return 0;
 }
 
-void talk_state_drop(struct talk_state *s, size_t n) {
+void session_state_drop(struct session_state *s, size_t n) {
     size_t n_kept = 0;
 
     for (size_t i = 0; i < s->n_msg; i++) {
         if (n > 0 && !chat_is_instruction(&s->msg[i])) {
-            s->n_byte -= talk_state_size(&s->msg[i], 1);
+            s->n_byte -= session_state_size(&s->msg[i], 1);
             free((char *)s->msg[i].text);
             n--;
         } else {
@@ -112,7 +112,7 @@ void talk_state_drop(struct talk_state *s, size_t n) {
     s->n_msg = n_kept;
 }
 
-int talk_state_copy(struct talk_state *ret, const struct talk_state *from) {
+int session_state_copy(struct session_state *ret, const struct session_state *from) {
     *ret = *from;
     ret->msg = NULL;
     ret->n_msg = ret->n_alloc = ret->n_byte = 0;
@@ -120,5 +120,5 @@ int talk_state_copy(struct talk_state *ret, const struct talk_state *from) {
     if (!ret->model)
         return err_new(-ENOMEM);
 
-    return err_up(talk_state_add(ret, from->msg, from->n_msg, NULL));
+    return err_up(session_state_add(ret, from->msg, from->n_msg, NULL));
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * The bytes of a saved talk:
+ * The bytes of a saved session:
  *
- *   "moedtalk"   u32 version   u32 zero   u64 bytes that follow the head   u64 sum of them
+ *   "moedsess"   u32 version   u32 zero   u64 bytes that follow the head   u64 sum of them
  *   [[model, thinking, class, max_tokens],
  *    [has, temperature, top_p, min_p, repeat, frequency, presence, top_k, last_n, seed],
  *    [role, text, role, text, …]]                                            in msgpack
@@ -18,10 +18,10 @@
 
 #include "client/wire.h"
 #include "daemon/rpc.h"
-#include "daemon/talk.h"
+#include "daemon/session.h"
 #include "engine/base/sum.h"
 
-enum { TALK_VERSION = 1, N_SAMPLE = 10, N_FLOAT = 6 };
+enum { SESSION_VERSION = 1, N_SAMPLE = 10, N_FLOAT = 6 };
 
 struct head {
     char magic[8];
@@ -46,7 +46,7 @@ static void pack_sample(msgpack_packer *p, const struct sample_params *s) {
     msgpack_pack_uint64(p, s->seed);
 }
 
-static void pack_state(msgpack_packer *p, const struct talk_state *s) {
+static void pack_state(msgpack_packer *p, const struct session_state *s) {
     msgpack_pack_array(p, 3);
     msgpack_pack_array(p, 4);
     wire_pack_str(p, s->model);
@@ -61,8 +61,8 @@ static void pack_state(msgpack_packer *p, const struct talk_state *s) {
     }
 }
 
-int talk_pack(const struct talk_state *s, struct talk_blob *ret) {
-    struct head head = { .version = htole32(TALK_VERSION) };
+int session_pack(const struct session_state *s, struct session_blob *ret) {
+    struct head head = { .version = htole32(SESSION_VERSION) };
     msgpack_sbuffer buf;
     msgpack_packer p;
 
@@ -135,7 +135,7 @@ static int read_sample(const msgpack_object *o, struct sample_params *s, struct 
     return sample_check(s, NULL) ? corrupt(why, "sampling") : 0;
 }
 
-static int read_messages(const msgpack_object *o, struct talk_state *s, struct why *why) {
+static int read_messages(const msgpack_object *o, struct session_state *s, struct why *why) {
     const msgpack_object_array *a = &o->via.array;
     int r = 0;
 
@@ -153,13 +153,13 @@ static int read_messages(const msgpack_object *o, struct talk_state *s, struct w
         text_copy = dup_str(text);
         if (!role_copy || !text_copy)
             return err_new(-ENOMEM);
-        r = talk_state_add(s, &(struct chat_message){ role_copy, text_copy }, 1, NULL);
+        r = session_state_add(s, &(struct chat_message){ role_copy, text_copy }, 1, NULL);
     }
 
     return r > 0 ? corrupt(why, "messages") : err_up(r);
 }
 
-static int read_settings(const msgpack_object *o, struct talk_state *s, struct why *why) {
+static int read_settings(const msgpack_object *o, struct session_state *s, struct why *why) {
     const msgpack_object *at = o->via.array.ptr;
 
     if (!is_row(o, "sbuu") || has_nul(&at[0]) || at[2].via.u64 > FAIR_BACKGROUND ||
@@ -173,7 +173,7 @@ static int read_settings(const msgpack_object *o, struct talk_state *s, struct w
     return s->model ? 0 : err_new(-ENOMEM);
 }
 
-static int read_state(const msgpack_object *o, struct talk_state *s, struct why *why) {
+static int read_state(const msgpack_object *o, struct session_state *s, struct why *why) {
     const msgpack_object *at = o->via.array.ptr;
     int r;
 
@@ -200,7 +200,7 @@ static int check_head(const void *p, size_t n, struct why *why) {
     memcpy(&head, p, sizeof head);
     if (memcmp(head.magic, magic, sizeof magic) != 0)
         return corrupt(why, "not one of ours");
-    if (le32toh(head.version) != TALK_VERSION || head.zero)
+    if (le32toh(head.version) != SESSION_VERSION || head.zero)
         return why_set(why, RPC_CORRUPT, "the session was saved by another version");
     if (le64toh(head.size) != n - sizeof head ||
         le64toh(head.sum) != sum_bytes(0, body, n - sizeof head))
@@ -211,9 +211,9 @@ static int check_head(const void *p, size_t n, struct why *why) {
     return 0;
 }
 
-int talk_unpack(const void *p, size_t n, struct talk_state *ret, struct why *why) {
+int session_unpack(const void *p, size_t n, struct session_state *ret, struct why *why) {
     const char *body = (const char *)p + sizeof(struct head);
-    struct talk_state state = { 0 };
+    struct session_state state = { 0 };
     msgpack_unpacked u;
     size_t off = 0;
     int r;
@@ -231,7 +231,7 @@ int talk_unpack(const void *p, size_t n, struct talk_state *ret, struct why *why
     }
     msgpack_unpacked_destroy(&u);
     if (r) {
-        talk_state_deinit(&state);
+        session_state_deinit(&state);
         return err_up(r);
     }
 
