@@ -34,7 +34,7 @@ int saved_new(const char *dir, uid_t uid, struct saved *ret, struct why *why);
 int saved_find(const char *dir, uid_t uid, const char *token, size_t n, struct saved *ret,
                struct why *why);
 
-/* Write or read the .session. Return: 0, RPC_CORRUPT (read: no file of ours), or -errno, with @why. */
+/* Write or read the .session. Return: 0; RPC_CORRUPT: read, and not ours; -errno. With @why. */
 int saved_write(const struct saved *s, const struct session_blob *blob, struct why *why);
 int saved_read(const struct saved *s, struct session_blob *ret, struct why *why);
 /* Remove both files. */
