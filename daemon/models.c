@@ -45,10 +45,9 @@ struct models {
     bool closed;
     uint64_t need, have; /* bytes, of the last MODELS_MEMORY */
 
-    TAILQ_HEAD(, models_load) loads; /* oldest first */
-    uint32_t n_load;
-    struct models_load *load; /* the one of the resident model; NULL once it is forgotten */
-    uint64_t last_job;        /* number of a load or a job */
+    struct tasks *tasks;
+    struct task *load; /* of the resident model while it loads, else NULL */
+    uint64_t load_id;  /* its number, or what it was */
     usec_t progress_usec;
 };
 
@@ -135,74 +134,6 @@ uint32_t models_n_job(const struct models *m) {
     return m->n_job;
 }
 
-/* ---- attempts to load ---- */
-
-static void load_free(struct models *m, struct models_load *l) {
-    if (m->load == l)
-        m->load = NULL;
-    TAILQ_REMOVE(&m->loads, l, link);
-    m->n_load--;
-    free(l);
-}
-
-/* Forget what ended long ago, and the oldest of too many. */
-static void purge_loads(struct models *m) {
-    usec_t now = clock_usec();
-    struct models_load *l, *next;
-
-    for (l = TAILQ_FIRST(&m->loads); l; l = next) {
-        next = TAILQ_NEXT(l, link);
-        if (l->state != MODELS_LOAD_RUNNING &&
-            (now - l->ended_usec >= MODELS_KEEP_USEC || m->n_load >= MODELS_LOAD_MAX))
-            load_free(m, l);
-    }
-}
-
-static int load_new(struct models *m, uid_t uid, struct models_load **ret_load) {
-    struct models_load *l;
-
-    purge_loads(m);
-    l = calloc(1, sizeof *l);
-    if (!l)
-        return err_new(-ENOMEM);
-
-    l->id = ++m->last_job;
-    l->uid = uid;
-    l->began_usec = clock_usec();
-    LIST_INIT(&l->waiters);
-    TAILQ_INSERT_TAIL(&m->loads, l, link);
-    m->n_load++;
-    m->load = l;
-    *ret_load = l;
-    return 0;
-}
-
-static void load_end(struct models *m, enum models_load_state state) {
-    struct models_load *l = m->load;
-    struct models_waiter *w;
-
-    if (!l || l->state != MODELS_LOAD_RUNNING)
-        return;
-
-    l->state = state;
-    l->ended_usec = clock_usec();
-    l->reason = m->reason;
-    while ((w = LIST_FIRST(&l->waiters))) {
-        LIST_REMOVE(w, link);
-        w->ended(w);
-    }
-}
-
-struct models_load *models_load_find(struct models *m, uint64_t id) {
-    struct models_load *l;
-
-    purge_loads(m);
-    for (l = TAILQ_FIRST(&m->loads); l && l->id != id; l = TAILQ_NEXT(l, link))
-        ;
-
-    return l;
-}
-
 /* ---- engine ---- */
 
 static void say_status(struct models *m, const struct engine_event *ev) {
@@ -236,10 +167,17 @@ static void keep_weights(struct models *m) {
         fdstore_put(&m->store, fd);
 }
 
+static void load_end(struct models *m, enum task_state state) {
+    struct task *load = m->load;
+
+    m->load = NULL;
+    if (load)
+        tasks_end(load, state, state == TASK_DONE ? NULL : &m->reason);
+}
+
 static void on_progress(struct models *m, const struct engine_event *ev) {
     usec_t now = clock_usec();
     struct models_job *job, *next;
-    struct models_waiter *w;
 
     if (now - m->progress_usec < MODELS_PROGRESS_USEC)
         return;
@@ -247,9 +185,7 @@ static void on_progress(struct models *m, const struct engine_event *ev) {
     m->progress_usec = now;
     drop_refused(m);
     say_status(m, ev);
-    w = m->load ? LIST_FIRST(&m->load->waiters) : NULL;
-    for (; w; w = LIST_NEXT(w, link))
-        w->progress(w, ev->done, ev->total);
+    tasks_progress(m->load, ev->done, ev->total);
     for (job = LIST_FIRST(&m->jobs); job; job = next) {
         next = LIST_NEXT(job, link);
         job->event(job, ev);
@@ -271,7 +207,7 @@ static void on_loaded(struct models *m) {
              : info->pack_bytes ? "packed"
                                 : "as in the file");
     say_status(m, NULL);
-    load_end(m, MODELS_LOAD_DONE);
+    load_end(m, TASK_DONE);
 }
 
 /* A reason may quote a file: cut at the first byte that is no UTF-8, clients are sent it. */
@@ -286,7 +222,7 @@ static void on_load_failed(struct models *m, const struct why *why) {
     (void)why_set(&m->reason, 0, "%.*s", (int)at, why->text);
     log_error("models", "%s: %s", m->id, m->reason.text);
     say_status(m, NULL);
-    load_end(m, MODELS_LOAD_FAILED);
+    load_end(m, TASK_FAILED);
 }
 
 static void job_event(struct models *m, struct models_job *job, const struct engine_event *ev) {
@@ -325,8 +261,7 @@ static void drop(struct models *m, const char *why) {
     m->readable = NULL;
     m->engine = engine_free(m->engine);
     (void)why_set(&m->reason, 0, "%s", why);
-    load_end(m, MODELS_LOAD_CANCELLED);
-    m->load = NULL;
+    load_end(m, TASK_CANCELLED);
     free(m->id);
     free(m->path);
     m->id = m->path = NULL;
@@ -337,6 +272,14 @@ static void drop(struct models *m, const char *why) {
         ev.userdata = job;
         job_event(m, job, &ev);
     }
+}
+
+static void cancel_load(void *arg) {
+    struct models *m = arg;
+
+    log_info("models", "%s: loading is cancelled", m->id);
+    drop(m, "loading was cancelled");
+    say_status(m, NULL);
 }
 
 static int start(struct models *m, const struct registry_file *f, uid_t uid, struct why *why) {
@@ -361,7 +304,6 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
         .cache_dir = c->weights_store == CONFIG_STORE_CACHE ? config_cache_dir(c) : NULL,
         .in_memory = c->weights_store == CONFIG_STORE_FDSTORE,
     };
-    struct models_load *load;
     int r;
 
     if (m->id || !opt.in_memory) /* at start nobody knows yet whose they are: the engine tells */
@@ -372,10 +314,11 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
     m->path = strdup(f->path);
     if (!m->id || !m->path)
         return err_new(-ENOMEM);
-    r = load_new(m, uid, &load);
+    r = tasks_begin(&m->load, m->tasks, TASK_LOAD, m->id, uid, cancel_load, m);
     if (r)
         return err_up(r);
 
+    m->load_id = m->load->id;
     m->state = MODELS_LOADING;
     m->print = print_of(m->path);
     m->progress_usec = 0;
@@ -448,7 +391,7 @@ static int want(struct models *m, const char *id, uid_t uid, bool again, struct 
 }
 
 void models_preload(struct models *m) {
-    struct models_load *load;
+    struct task *load;
     struct why why = { 0 };
     int r;
 
@@ -463,35 +406,24 @@ void models_preload(struct models *m) {
     }
 }
 
-int models_load(struct models *m, const char *id, uid_t uid, struct models_load **ret_load,
+int models_load(struct models *m, const char *id, uid_t uid, struct task **ret_load,
                 struct why *why) {
+    struct task *load;
     int r = want(m, id, uid, true, why);
 
     if (r)
         return err_up(r);
-    if (!m->load) { /* loaded, and the attempt that did it is forgotten */
-        r = load_new(m, uid, ret_load);
+    load = tasks_find(m->tasks, m->load_id);
+    if (!load) { /* loaded, and the attempt that did it is forgotten */
+        r = tasks_begin(&load, m->tasks, TASK_LOAD, m->id, uid, cancel_load, m);
         if (r)
             return err_up(r);
-        load_end(m, MODELS_LOAD_DONE);
+        m->load_id = load->id;
+        tasks_end(load, TASK_DONE, NULL);
     }
 
-    *ret_load = m->load;
+    *ret_load = load;
     return 0;
-}
-
-struct models_load *models_loading(const struct models *m) {
-    return m->load && m->load->state == MODELS_LOAD_RUNNING ? m->load : NULL;
-}
-
-bool models_load_cancel(struct models *m, struct models_load *load) {
-    if (load->state != MODELS_LOAD_RUNNING)
-        return false;
-
-    log_info("models", "%s: loading is cancelled", m->id);
-    drop(m, "loading was cancelled");
-    say_status(m, NULL);
-    return true;
 }
 
 int models_unload(struct models *m, const char *id, uint32_t *ret_n_job) {
@@ -563,7 +495,7 @@ int models_submit(struct models *m, const char *id, uid_t uid, struct engine_req
     r = engine_submit(m->engine, req, &job->engine_job, ret_queue, why);
     switch (r) {
     case 0:
-        job->id = ++m->last_job;
+        job->id = tasks_number(m->tasks);
         LIST_INSERT_HEAD(&m->jobs, job, link);
         m->n_job++;
         return 0;
@@ -621,8 +553,6 @@ struct models *models_free(struct models *m) {
         return NULL;
 
     drop(m, "the service is stopping");
-    while (!TAILQ_EMPTY(&m->loads))
-        load_free(m, TAILQ_FIRST(&m->loads));
     fdstore_deinit(&m->store);
     registry_deinit(&m->files);
     free(m);
@@ -630,7 +560,8 @@ struct models *models_free(struct models *m) {
     return NULL;
 }
 
-int models_new(struct models **ret_models, struct event_base *base, const struct config *config) {
+int models_new(struct models **ret_models, struct event_base *base, struct tasks *tasks,
+               const struct config *config) {
     struct models *m = calloc(1, sizeof *m);
 
     if (!m)
@@ -638,8 +569,8 @@ int models_new(struct models **ret_models, struct event_base *base, const struct
 
     m->base = base;
     m->config = config;
+    m->tasks = tasks;
     LIST_INIT(&m->jobs);
-    TAILQ_INIT(&m->loads);
     *ret_models = m;
     return 0;
 }

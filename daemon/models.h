@@ -24,6 +24,7 @@
 #include "daemon/config.h"
 #include "daemon/fdstore.h"
 #include "daemon/registry.h"
+#include "daemon/tasks.h"
 #include "engine/engine.h"
 
 struct models;
@@ -41,8 +42,9 @@ enum {
     MODELS_MEMORY,      /* too little for that model; see models_shortage() */
 };
 
-/* @config is borrowed. */
-int models_new(struct models **ret_models, struct event_base *base, const struct config *config);
+/* @tasks, @config: borrowed. */
+int models_new(struct models **ret_models, struct event_base *base, struct tasks *tasks,
+               const struct config *config);
 /* Jobs still there end with ENGINE_END_MODEL. */
 struct models *models_free(struct models *m);
 AUTO_DEFINE(struct models *, models_free)
@@ -82,44 +84,14 @@ const struct vocab *models_vocab(const struct models *m);
 
 /* ---- loading ---- */
 
-/* One attempt to load; it stays findable for MODELS_KEEP_USEC after its end. */
-enum { MODELS_KEEP_USEC = 60000000, MODELS_LOAD_MAX = 64 };
-enum models_load_state {
-    MODELS_LOAD_RUNNING,
-    MODELS_LOAD_DONE,
-    MODELS_LOAD_FAILED,
-    MODELS_LOAD_CANCELLED
-};
-
-struct models_waiter {
-    LIST_ENTRY(models_waiter) link;
-    /* @ended: the last call; the waiter is no longer linked. */
-    void (*progress)(struct models_waiter *w, uint64_t done, uint64_t total);
-    void (*ended)(struct models_waiter *w);
-};
-
-struct models_load {
-    TAILQ_ENTRY(models_load) link;
-    uint64_t id;
-    enum models_load_state state;
-    struct why reason; /* FAILED, CANCELLED */
-    uid_t uid;         /* who started it */
-    usec_t began_usec, ended_usec;
-    LIST_HEAD(, models_waiter) waiters;
-};
-
 /* Load the default model, if the configuration wants that at start. */
 void models_preload(struct models *m);
 
-/* Start to load @id (NULL: see models_find()), or find it loading or loaded.
+/* Start to load @id (NULL: see models_find()), or find it loading or loaded. Requests that wait for
+ * a load that is cancelled end with ENGINE_END_MODEL.
  * Return: 0, MODELS_NONE, MODELS_BUSY, MODELS_UNAVAILABLE, MODELS_MEMORY, or -errno. */
-int models_load(struct models *m, const char *id, uid_t uid, struct models_load **ret_load,
+int models_load(struct models *m, const char *id, uid_t uid, struct task **ret_load,
                 struct why *why);
-struct models_load *models_load_find(struct models *m, uint64_t id);
-/* The one that runs; NULL: none does. */
-struct models_load *models_loading(const struct models *m);
-/* Stop it; jobs that wait for it end with ENGINE_END_MODEL. Return: was it running? */
-bool models_load_cancel(struct models *m, struct models_load *load);
 /* Remove the files of @id. Return: 0, MODELS_NONE, MODELS_BUSY when it is resident,
  * MODELS_UNAVAILABLE when it is not ours to remove, or -errno. */
 int models_remove(struct models *m, const char *id, struct why *why);
@@ -145,7 +117,7 @@ void models_shortage(const struct models *m, uint64_t *ret_need, uint64_t *ret_h
  * comes and is the last event. Progress of loading comes as ENGINE_PROGRESS with job 0. */
 struct models_job {
     LIST_ENTRY(models_job) link;
-    uint64_t id;         /* numbered together with models_load */
+    uint64_t id;         /* a number of tasks_number() */
     uint64_t engine_job; /* the engine's own number */
     void (*event)(struct models_job *job, const struct engine_event *ev);
 };

@@ -16,23 +16,22 @@
 /* One job.wait. */
 struct wait {
     struct channel_call call;
-    struct models_waiter waiter;
-    const struct models_load *load;
+    struct task_waiter waiter;
+    const struct task *task;
 };
 
 #define WAIT_OF(ptr_, field_) ((struct wait *)((char *)(ptr_)-offsetof(struct wait, field_)))
 
-static void pack_ended(msgpack_packer *p, const struct models_load *load) {
-    static const char *const names[] = { "running", "done", "failed", "cancelled" };
-    bool reason = load->state != MODELS_LOAD_DONE && load->reason.text[0];
+static void pack_ended(msgpack_packer *p, const struct task *t) {
+    bool reason = t->reason.text[0] != '\0';
 
     msgpack_pack_map(p, 1u + reason);
-    rpc_pack_str(p, "result", names[load->state]);
+    rpc_pack_str(p, "result", tasks_state_name(t->state));
     if (reason)
-        rpc_pack_str(p, "reason", load->reason.text);
+        rpc_pack_str(p, "reason", t->reason.text);
 }
 
-static void wait_progress(struct models_waiter *waiter, uint64_t done, uint64_t total) {
+static void wait_progress(struct task_waiter *waiter) {
     struct wait *w = WAIT_OF(waiter, waiter);
     msgpack_sbuffer buf;
     msgpack_packer p;
@@ -44,20 +43,20 @@ static void wait_progress(struct models_waiter *waiter, uint64_t done, uint64_t 
     msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
     wire_pack_notify(&p, "job.progress");
     msgpack_pack_map(&p, 4);
-    rpc_pack_uint(&p, "id", w->load->id);
+    rpc_pack_uint(&p, "id", w->task->id);
     rpc_pack_str(&p, "stage", "loading");
-    rpc_pack_uint(&p, "done", done);
-    rpc_pack_uint(&p, "total", total);
+    rpc_pack_uint(&p, "done", w->task->done);
+    rpc_pack_uint(&p, "total", w->task->total);
     channel_send(w->call.channel, &buf);
     msgpack_sbuffer_destroy(&buf);
 }
 
-static void wait_ended(struct models_waiter *waiter) {
+static void wait_ended(struct task_waiter *waiter) {
     struct wait *w = WAIT_OF(waiter, waiter);
     struct rpc_reply reply;
 
     rpc_reply_init(&reply);
-    pack_ended(&reply.result_pk, w->load);
+    pack_ended(&reply.result_pk, w->task);
     channel_answer(&w->call, &reply, 0);
     rpc_reply_deinit(&reply);
     free(w);
@@ -82,33 +81,33 @@ static void wait_stop(struct channel_call *call, int code) {
 
 static const struct channel_call_ops wait_ops = { wait_gone, wait_stop, NULL };
 
-static int find_load(struct rpc_call *c, struct models_load **ret_load) {
+static int find_task(struct rpc_call *c, struct task **ret_task) {
     uint64_t id = rpc_get_uint(c->params, "id", 0);
 
-    *ret_load = models_load_find(c->server->models, id);
-    return *ret_load ? 0 : why_set(&c->reply->why, RPC_NO_SUCH_JOB, "no job %ju", (uintmax_t)id);
+    *ret_task = tasks_find(c->server->tasks, id);
+    return *ret_task ? 0 : why_set(&c->reply->why, RPC_NO_SUCH_JOB, "no job %ju", (uintmax_t)id);
 }
 
 int rpc_job_wait(struct rpc_call *c) {
-    struct models_load *load;
+    struct task *t;
     struct wait *w;
     int r;
 
-    r = find_load(c, &load);
+    r = find_task(c, &t);
     if (r)
         return err_up(r);
-    if (load->state != MODELS_LOAD_RUNNING) {
-        pack_ended(&c->reply->result_pk, load);
+    if (t->state != TASK_RUNNING) {
+        pack_ended(&c->reply->result_pk, t);
         return 0;
     }
 
     w = calloc(1, sizeof *w);
     if (!w)
         return err_new(-ENOMEM);
-    w->load = load;
+    w->task = t;
     w->waiter.progress = wait_progress;
     w->waiter.ended = wait_ended;
-    LIST_INSERT_HEAD(&load->waiters, &w->waiter, link);
+    LIST_INSERT_HEAD(&t->waiters, &w->waiter, link);
     channel_owe(c->channel, &w->call, c->msgid, &wait_ops);
     return RPC_LATER;
 }
@@ -146,20 +145,17 @@ static void pack_row(msgpack_packer *p, const struct row *r) {
     rpc_pack_uint(p, "kv", r->kv_bytes);
 }
 
-static void pack_load(const struct models_load *load, struct models *m, msgpack_packer *p) {
-    struct engine_status st;
-
-    models_engine(m, &st);
-    pack_row(p, &(struct row){ .id = load->id,
-                               .kind = "load",
-                               .state = "running",
+static void pack_task(const struct task *t, msgpack_packer *p) {
+    pack_row(p, &(struct row){ .id = t->id,
+                               .kind = tasks_kind_name(t->kind),
+                               .state = tasks_state_name(t->state),
                                .unit = "",
-                               .model = models_resident(m),
+                               .model = t->model,
                                .priority = "default",
-                               .uid = load->uid,
-                               .age = clock_usec() - load->began_usec,
-                               .done = st.bytes_done,
-                               .total = st.bytes_total });
+                               .uid = t->uid,
+                               .age = clock_usec() - t->began_usec,
+                               .done = t->done,
+                               .total = t->total });
 }
 
 static void pack_work(const struct work *w, msgpack_packer *p) {
@@ -185,22 +181,27 @@ static void pack_work(const struct work *w, msgpack_packer *p) {
                                .kv_bytes = at.kv_bytes });
 }
 
+static bool is_listed(const struct rpc_call *c, const struct task *t) {
+    return t->state == TASK_RUNNING && may(c, t->uid);
+}
+
 int rpc_job_list(struct rpc_call *c) {
-    const struct models_load *load = models_loading(c->server->models);
+    const struct task *first = tasks_first(c->server->tasks), *t;
     msgpack_packer *p = &c->reply->result_pk;
     const struct work *w;
     uint32_t n = 0;
 
-    if (load && !may(c, load->uid))
-        load = NULL;
+    for (t = first; t; t = TAILQ_NEXT(t, link))
+        n += is_listed(c, t);
     LIST_FOREACH(w, &c->server->works, link)
     n += may(c, w->peer.uid);
 
     msgpack_pack_map(p, 1);
     wire_pack_str(p, "jobs");
-    msgpack_pack_array(p, n + (load != NULL));
-    if (load)
-        pack_load(load, c->server->models, p);
+    msgpack_pack_array(p, n);
+    for (t = first; t; t = TAILQ_NEXT(t, link))
+        if (is_listed(c, t))
+            pack_task(t, p);
     LIST_FOREACH(w, &c->server->works, link)
     if (may(c, w->peer.uid))
         pack_work(w, p);
@@ -211,7 +212,7 @@ int rpc_job_list(struct rpc_call *c) {
 
 int rpc_job_cancel(struct rpc_call *c) {
     uint64_t id = rpc_get_uint(c->params, "id", 0);
-    struct models_load *load;
+    struct task *t;
     struct work *w;
     bool cancelled;
     int r;
@@ -219,14 +220,14 @@ int rpc_job_cancel(struct rpc_call *c) {
     LIST_FOREACH(w, &c->server->works, link)
     if (w->job.id == id)
         break;
-    r = w ? 0 : find_load(c, &load);
+    r = w ? 0 : find_task(c, &t);
     if (r)
         return err_up(r);
-    if (!may(c, w ? w->peer.uid : load->uid))
+    if (!may(c, w ? w->peer.uid : t->uid))
         return why_set(&c->reply->why, RPC_ACCESS_DENIED,
                        "only who started it, root and the service's own user may do this");
 
-    cancelled = w ? !w->stop_code : models_load_cancel(c->server->models, load);
+    cancelled = w ? !w->stop_code : tasks_cancel(t);
     if (w)
         work_stop(w, RPC_CANCELLED);
     msgpack_pack_map(&c->reply->result_pk, 1);

@@ -239,7 +239,7 @@ int rpc_model_show(struct rpc_call *c) {
 int rpc_model_load(struct rpc_call *c) {
     struct models *m = c->server->models;
     AUTO(free) char *id = NULL;
-    struct models_load *load;
+    struct task *load;
     int r;
 
     r = want_admin(c);

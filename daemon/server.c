@@ -182,6 +182,7 @@ struct server *server_free(struct server *s) {
     (void)residency_free(s->residency);
     session_deinit_all(&s->sessions);
     (void)models_free(s->models);
+    (void)tasks_free(s->tasks);
     (void)account_free(s->account);
     if (s->stop_timer)
         event_free(s->stop_timer);
@@ -213,7 +214,9 @@ int server_new(struct server **ret_server, struct event_base *base, struct confi
         return err_new(-ENOMEM);
     r = account_new(&s->account);
     if (!r)
-        r = models_new(&s->models, base, config);
+        r = tasks_new(&s->tasks, base);
+    if (!r)
+        r = models_new(&s->models, base, s->tasks, config);
     if (!r)
         r = residency_new(&s->residency, base, s->models, config);
     if (r)

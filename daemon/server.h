@@ -17,6 +17,7 @@
 #include "daemon/models.h"
 #include "daemon/residency.h"
 #include "daemon/session.h"
+#include "daemon/tasks.h"
 
 struct event_base;
 struct event;
@@ -31,6 +32,7 @@ LIST_HEAD(work_list, work);
 struct server {
     struct event_base *base;
     struct config *config;
+    struct tasks *tasks;
     struct models *models;
     struct account *account;
     struct work_list works; /* requests the engine has */

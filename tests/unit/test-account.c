@@ -193,7 +193,8 @@ static void test_jobs(void **state) {
     (void)strcpy(theirs->peer.unit, "theirs.scope");
     has(rig_call(client, 1, "job.list", "{}"), "{\"jobs\"=>[]}");
     has(rig_call(client, 2, "model.load", "{}"), "{\"job\"=>1,");
-    fake.status.bytes_done = 25, fake.status.bytes_total = 100;
+    fake_progress(0, 25, 100);
+    rig_turn(&rig);
     has(rig_call(client, 3, "job.list", "{}"),
         "[{\"id\"=>1, \"kind\"=>\"load\", \"state\"=>\"running\", ");
     has(rig_call(client, 4, "job.list", "{}"), "\"done\"=>25, \"total\"=>100, ");

@@ -51,7 +51,7 @@ static int teardown(void **state) {
 }
 
 static void load(const char *id) {
-    struct models_load *l;
+    struct task *l;
 
     assert_int_equal(models_load(rig.server->models, id, 0, &l, NULL), 0);
     fake_loaded();

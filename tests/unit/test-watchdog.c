@@ -69,7 +69,7 @@ static unsigned signs(unsigned ms) {
 }
 
 static void load(void) {
-    struct models_load *l;
+    struct task *l;
 
     assert_int_equal(models_load(rig.server->models, "a", 0, &l, NULL), 0);
 }
