@@ -16,6 +16,9 @@
 #include "daemon/bus-priv.h"
 #include "engine/base/log.h"
 
+static const char too_many[] = "64 open calls of one user are the limit";
+_Static_assert(BUS_CALL_MAX == 64, "what the sentence says");
+
 /* ---- errors ---- */
 
 /* Those that D-Bus has a name for; others are ours. */
@@ -140,20 +143,20 @@ static const struct conn_ops call_conn_ops = { on_frame, on_bad, on_sent, on_clo
 
 /* ---- the request ---- */
 
-int bus_call_connect(struct bus_call *c, struct channel **ret_channel, int *ret_fd) {
+int bus_call_connect(struct bus_call *c, bool one_call, struct channel **ret_channel, int *ret_fd) {
     struct server *server = c->peer->bus->server;
     struct peer who = c->peer->who;
     AUTO(close) int own = -1;
     int fd[2], r;
 
-    r = server_refuses(server, who.uid, &c->why);
+    r = one_call ? 0 : server_refuses(server, who.uid, &c->why);
     if (r)
         return err_up(r);
     if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fd) < 0)
         return err_new(-errno);
     own = fd[1];
     who.admin = c->admin;
-    r = server_adopt_as(server, fd[0], &who, ret_channel);
+    r = server_adopt_as(server, fd[0], &who, one_call, ret_channel);
     if (r)
         return err_up(r);
 
@@ -168,7 +171,7 @@ static int send_request(struct bus_call *c) {
     msgpack_packer p;
     int r;
 
-    r = bus_call_connect(c, &channel, &fd);
+    r = bus_call_connect(c, true, &channel, &fd);
     if (!r)
         r = conn_new(&c->conn, c->peer->bus->server->base, fd, &call_conn_ops, c);
     if (r)
@@ -201,11 +204,27 @@ void bus_call_allowed(struct bus_call *c) {
         bus_call_fail(c, r, r > 0 ? c->why.text : strerror(-r), NULL);
 }
 
+/* Open calls of a user. */
+static uint32_t count_calls(const struct bus *bus, uid_t uid) {
+    const struct bus_peer *peer;
+    const struct bus_call *c;
+    uint32_t n = 0;
+
+    for (peer = LIST_FIRST(&bus->peers); peer; peer = LIST_NEXT(peer, link))
+        for (c = LIST_FIRST(&peer->calls); c; c = LIST_NEXT(c, link))
+            n += peer->known && peer->who.uid == uid;
+    return n;
+}
+
 /* Root and the service's own user need no leave. */
 void bus_call_known(struct bus_call *c) {
     uid_t uid = c->peer->who.uid;
     int r;
 
+    if (count_calls(c->peer->bus, uid) > BUS_CALL_MAX) {
+        bus_call_fail(c, RPC_QUOTA_EXCEEDED, too_many, NULL);
+        return;
+    }
     if (!c->gate->action || uid == 0 || uid == geteuid()) {
         bus_call_allowed(c);
         return;
@@ -275,9 +294,8 @@ int bus_call_new(struct bus *bus, sd_bus_message *m, const struct bus_gate *gate
     while (strcmp(gate->member, sd_bus_message_get_member(m)) != 0)
         gate++; /* the vtable has no others */
     r = bus_peer_get(bus, sd_bus_message_get_sender(m), &peer);
-    if (!r && peer->n_call >= BUS_PEER_CALL_MAX)
-        r = why_set(&why, RPC_QUOTA_EXCEEDED, "%d open calls of one caller are the limit",
-                    BUS_PEER_CALL_MAX);
+    if (!r && peer->n_call >= BUS_CALL_MAX)
+        r = why_set(&why, RPC_QUOTA_EXCEEDED, "%s", too_many);
     if (!r && !(c = call_new(peer, m, gate))) {
         bus_peer_put(peer);
         r = err_new(-ENOMEM);

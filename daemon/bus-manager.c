@@ -268,6 +268,13 @@ static int count_reply(struct bus_call *c, const msgpack_object *result, sd_bus_
     return sd_bus_message_append(reply, "u", wire_get(result, "tokens")->via.array.size);
 }
 
+/* ---- Embed ---- */
+
+static int embed_run(struct bus_call *c) {
+    return why_set(&c->why, RPC_NOT_SUPPORTED,
+                   "there are no embeddings: the service computes answers, not vectors of texts");
+}
+
 /* ---- OpenSession ---- */
 
 static int open_pack(struct bus_call *c, struct bus_params *p) {
@@ -283,7 +290,7 @@ static int open_run(struct bus_call *c) {
     char path[256];
     int r;
 
-    r = bus_call_connect(c, &channel, &theirs);
+    r = bus_call_connect(c, false, &channel, &theirs);
     if (!r)
         r = bus_peer_add_channel(peer, channel->id);
     if (r)
@@ -303,6 +310,7 @@ static const struct bus_gate gates[] = {
     { "Respond", "generate", NULL, respond_pack, respond_reply, NULL },
     { "Classify", "score.choices", NULL, classify_pack, classify_reply, NULL },
     { "CountTokens", "tokenize", NULL, count_pack, count_reply, NULL },
+    { "Embed", NULL, NULL, NULL, NULL, embed_run },
 };
 
 static int on_method(sd_bus_message *m, void *arg, sd_bus_error *error) {
@@ -342,18 +350,39 @@ static int get_placement(sd_bus_message *reply, const struct models *m) {
     return r < 0 ? r : sd_bus_message_close_container(reply);
 }
 
+static uint32_t n_session(const struct server *s) {
+    const struct session *t;
+    uint32_t n = 0;
+
+    for (t = LIST_FIRST(&s->sessions.list); t; t = LIST_NEXT(t, link))
+        n++;
+    return n;
+}
+
 static int get_number(sd_bus_message *reply, struct server *s, const char *name) {
-    const struct model_info *info = models_info(s->models);
     struct engine_status st;
 
     models_engine(s->models, &st);
     if (strcmp(name, "SessionCount") == 0)
-        return sd_bus_message_append(reply, "u", s->n_channel);
+        return sd_bus_message_append(reply, "u", n_session(s));
     if (strcmp(name, "QueueLength") == 0)
         return sd_bus_message_append(reply, "u", st.n_queued);
-    if (strcmp(name, "MemoryResident") == 0)
-        return sd_bus_message_append(reply, "t", (info ? info->weight_bytes : 0) + st.kv_bytes);
+    if (strcmp(name, "PressureLevel") == 0)
+        return sd_bus_message_append(reply, "u", residency_level(s->residency));
+    if (strcmp(name, "PowerLevel") == 0)
+        return sd_bus_message_append(reply, "u", s->power_level);
     return sd_bus_message_append(reply, "u", state_of(s));
+}
+
+/* Bytes of the model, and what of the machine's memory it could grow into. */
+static int get_memory(sd_bus_message *reply, const struct models *m, bool budget) {
+    const struct model_info *info = models_info(m);
+    uint64_t n, free = budget ? engine_memory() : 0;
+    struct engine_status st;
+
+    models_engine(m, &st);
+    n = (info ? info->weight_bytes : 0) + st.kv_bytes;
+    return sd_bus_message_append(reply, "t", free > UINT64_MAX - n ? UINT64_MAX : n + free);
 }
 
 static int on_get(sd_bus *sd, const char *path, const char *interface, const char *name,
@@ -371,6 +400,8 @@ static int on_get(sd_bus *sd, const char *path, const char *interface, const cha
         return get_use_cases(reply, &s->config->use_cases);
     if (strcmp(name, "Placement") == 0)
         return get_placement(reply, s->models);
+    if (strncmp(name, "Memory", strlen("Memory")) == 0)
+        return get_memory(reply, s->models, strcmp(name, "MemoryBudget") == 0);
     return get_number(reply, s, name);
 }
 
@@ -392,6 +423,9 @@ static const sd_bus_vtable vtable[] = {
     SD_BUS_METHOD_WITH_ARGS("CountTokens",
         SD_BUS_ARGS("s", text, "a{sv}", options),
         SD_BUS_RESULT("u", tokens), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("Embed",
+        SD_BUS_ARGS("as", texts, "a{sv}", options),
+        SD_BUS_RESULT("aad", vectors, "a{sv}", info), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
     SD_BUS_PROPERTY("Version", "s", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),
     SD_BUS_PROPERTY("ApiLevel", "u", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),
     SD_BUS_PROPERTY("Features", "as", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),
@@ -400,6 +434,9 @@ static const sd_bus_vtable vtable[] = {
     SD_BUS_PROPERTY("SessionCount", "u", on_get, 0, 0),
     SD_BUS_PROPERTY("QueueLength", "u", on_get, 0, 0),
     SD_BUS_PROPERTY("MemoryResident", "t", on_get, 0, 0),
+    SD_BUS_PROPERTY("MemoryBudget", "t", on_get, 0, 0),
+    SD_BUS_PROPERTY("PressureLevel", "u", on_get, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
+    SD_BUS_PROPERTY("PowerLevel", "u", on_get, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
     SD_BUS_PROPERTY("Placement", "a(uut)", on_get, 0, 0),
     SD_BUS_VTABLE_END
 };
@@ -410,6 +447,7 @@ int bus_manager_add(struct bus *bus) {
 }
 
 void bus_manager_changed(struct bus *bus) {
-    (void)sd_bus_emit_properties_changed(bus->sd, BUS_PATH, BUS_MANAGER, "State", "UseCases", NULL);
+    (void)sd_bus_emit_properties_changed(bus->sd, BUS_PATH, BUS_MANAGER, "State", "UseCases",
+                                         "PressureLevel", "PowerLevel", NULL);
     bus_kick(bus);
 }

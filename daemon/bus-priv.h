@@ -27,8 +27,8 @@
 
 enum {
     BUS_API_LEVEL = 1,
-    BUS_PEER_MAX = 256,     /* callers at a time: each takes a match rule at the bus */
-    BUS_PEER_CALL_MAX = 64, /* open calls of one caller */
+    BUS_PEER_MAX = 256, /* callers at a time: each takes a match rule at the bus */
+    BUS_CALL_MAX = 64,  /* open calls of one caller, and of one user */
 };
 
 static inline void auto_bus_message_unref(sd_bus_message **m) {
@@ -123,9 +123,9 @@ int bus_call_read(struct bus_call *c, const char **ret_text, const char *allowed
                   struct bus_options *ret_options, struct bus_params *p);
 /* Reply that it was done, from run(). */
 int bus_call_done(struct bus_call *c);
-/* A connection in its caller's name: the other end of @ret_channel, to be closed.
- * Return: 0, an RPC_* error in @c->why, or -errno. */
-int bus_call_connect(struct bus_call *c, struct channel **ret_channel, int *ret_fd);
+/* A connection in its caller's name, the other end of @ret_channel, to be closed: its own, or for
+ * this call alone. Return: 0, an RPC_* error in @c->why, or -errno. */
+int bus_call_connect(struct bus_call *c, bool one_call, struct channel **ret_channel, int *ret_fd);
 /* Its caller is known. */
 void bus_call_known(struct bus_call *c);
 /* Reply with an error and end it. @data: the error's, or NULL. */

@@ -149,6 +149,7 @@ struct bus *bus_free(struct bus *bus) {
         return NULL;
 
     models_watch(bus->server->models, NULL, NULL);
+    residency_watch(bus->server->residency, NULL, NULL);
     while ((peer = LIST_FIRST(&bus->peers))) {
         if (LIST_EMPTY(&peer->calls)) {
             bus_peer_free(peer);
@@ -191,6 +192,7 @@ int bus_new(struct bus **ret_bus, struct server *server) {
         return err_new(-ENOMEM);
 
     models_watch(server->models, on_changed, bus);
+    residency_watch(server->residency, on_changed, bus);
     on_retry(-1, 0, bus);
     *ret_bus = take(bus);
     return 0;

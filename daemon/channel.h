@@ -48,6 +48,7 @@ struct channel {
     struct conn *conn;
     uint64_t id; /* "channel" of server.info, and the number in the log */
     struct peer peer;
+    bool one_call; /* it is one call of a bus, and no connection that anybody has */
     struct residency_lease lease;
     LIST_HEAD(, channel_call) calls;
     uint32_t n_call;

@@ -121,7 +121,8 @@ static void put_state(struct out *o, const struct server *s) {
         sample_of(o, "moed_state", states[i], strcmp(states[i], state) == 0);
     single(o, "moed_uptime_seconds", "gauge", "seconds", "Time since the service started.",
            clock_usec() - s->started_usec, true);
-    single(o, "moed_connections", "gauge", NULL, "Connections that are open.", s->n_channel, false);
+    single(o, "moed_connections", "gauge", NULL, "Connections that are open.",
+           server_n_connection(s), false);
 }
 
 static void put_engine(struct out *o, const struct server *s) {

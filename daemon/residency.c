@@ -23,7 +23,9 @@ struct residency {
     const struct config *config;
     struct pressure *pressure;
     LIST_HEAD(, residency_lease) leases;
-    struct event *timer; /* when the model may have to go */
+    struct event *timer;        /* when the model may have to go */
+    void (*changed)(void *arg); /* NULL: nobody wants to know */
+    void *changed_arg;
 };
 
 static const char *const names[] = { "idle", "pressure", "pinned" };
@@ -110,6 +112,8 @@ static void on_level(void *arg, unsigned level) {
                                (level >= STEP_COLD ? ENGINE_TIDY_COLD : 0u) |
                                (lock ? ENGINE_TIDY_LOCK : ENGINE_TIDY_UNLOCK));
     models_close(r->models, level == STEP_UNLOAD);
+    if (r->changed)
+        r->changed(r->changed_arg);
     settle(r);
 }
 
@@ -132,6 +136,11 @@ void residency_drop(struct residency *r, struct residency_lease *lease) {
 }
 
 /* ---- life ---- */
+
+void residency_watch(struct residency *r, void (*changed)(void *arg), void *arg) {
+    r->changed = changed;
+    r->changed_arg = arg;
+}
 
 int residency_reconfigure(struct residency *r, const struct config *config) {
     const struct config *old = r->config;

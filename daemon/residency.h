@@ -46,6 +46,8 @@ int residency_new(struct residency **ret_r, struct event_base *base, struct mode
                   const struct config *config);
 struct residency *residency_free(struct residency *r);
 AUTO_DEFINE(struct residency *, residency_free)
+/* Call @changed whenever the level did. */
+void residency_watch(struct residency *r, void (*changed)(void *arg), void *arg);
 /* From now on; the level of pressure begins at 0 again if its source is another one. */
 int residency_reconfigure(struct residency *r, const struct config *config);
 

@@ -81,7 +81,7 @@ static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
     rpc_pack_uint(p, "running", st->n_running);
     rpc_pack_uint(p, "waiting", st->n_queued);
     rpc_pack_uint(p, "max", st->n_queue_max ? st->n_queue_max : c->server->config->queue);
-    rpc_pack_uint(p, "connections", c->server->n_channel);
+    rpc_pack_uint(p, "connections", server_n_connection(c->server));
     wire_pack_str(p, "tokens");
     msgpack_pack_map(p, 2);
     rpc_pack_uint(p, "prompt", st->n_prompt_token);

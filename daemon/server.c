@@ -12,32 +12,37 @@
 
 enum { SERVER_RETRY_USEC = 1000000 };
 
-static uint32_t n_channel_of(const struct server *s, uid_t uid) {
+/* Connections; @uid: of that user, or NULL. */
+static uint32_t count(const struct server *s, const uid_t *uid) {
     const struct channel *at;
     uint32_t n = 0;
 
     for (at = LIST_FIRST(&s->channels); at; at = LIST_NEXT(at, link))
-        n += at->peer.uid == uid;
+        n += !at->one_call && (!uid || at->peer.uid == *uid);
 
     return n;
+}
+
+uint32_t server_n_connection(const struct server *s) {
+    return count(s, NULL);
 }
 
 int server_refuses(const struct server *s, uid_t uid, struct why *why) {
     if (s->stopping)
         return why_set(why, RPC_SHUTTING_DOWN, "the service is stopping");
-    if (n_channel_of(s, uid) >= s->config->user_connections)
+    if (count(s, &uid) >= s->config->user_connections)
         return why_set(why, RPC_QUOTA_EXCEEDED, "the user has too many connections");
-    if (s->n_channel >= s->config->max_connections)
+    if (count(s, NULL) >= s->config->max_connections)
         return why_set(why, RPC_QUOTA_EXCEEDED, "the service has too many connections");
     return 0;
 }
 
-int server_adopt_as(struct server *s, int fd, const struct peer *peer,
+int server_adopt_as(struct server *s, int fd, const struct peer *peer, bool one_call,
                     struct channel **ret_channel) {
     AUTO(close) int own = fd;
     struct channel *channel;
     struct why why = { 0 };
-    int refused = server_refuses(s, peer->uid, &why), r;
+    int refused = one_call ? 0 : server_refuses(s, peer->uid, &why), r;
 
     if (evutil_make_socket_nonblocking(fd) < 0)
         return err_new(-errno);
@@ -48,6 +53,7 @@ int server_adopt_as(struct server *s, int fd, const struct peer *peer,
     (void)take_fd(&own);
     LIST_INSERT_HEAD(&s->channels, channel, link);
     channel->id = ++s->next_channel;
+    channel->one_call = one_call;
     s->n_channel++;
     log_debug("server", "channel %ju: user %u, process %d, %s%s", (uintmax_t)channel->id,
               (unsigned)peer->uid, (int)peer->pid, peer->unit[0] ? peer->unit : "no unit",
@@ -70,7 +76,7 @@ int server_adopt(struct server *s, int fd) {
         return err_up(r);
     }
 
-    return err_up(server_adopt_as(s, fd, &peer, &channel));
+    return err_up(server_adopt_as(s, fd, &peer, false, &channel));
 }
 
 void server_forget(struct server *s, struct channel *channel) {

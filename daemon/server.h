@@ -42,6 +42,7 @@ struct server {
     uint64_t next_channel;
     struct sessions sessions;
     usec_t started_usec;
+    unsigned power_level; /* of the machine, as PowerLevel on the bus; 0: not known */
     bool stopping;
 
     struct evconnlistener *listener[SERVER_LISTENER_MAX];
@@ -58,10 +59,13 @@ AUTO_DEFINE(struct server *, server_free)
 int server_listen(struct server *s, int fd);
 /* Would a connection of @uid be refused now? Return: 0, or the RPC_* error. */
 int server_refuses(const struct server *s, uid_t uid, struct why *why);
+/* Connections that somebody has: channels but for those of one call. */
+uint32_t server_n_connection(const struct server *s);
 /* Serve a connected socket; takes @fd in any case. */
 int server_adopt(struct server *s, int fd);
-/* Likewise, for @peer, whoever made the socket. @ret_channel: borrowed; may be about to close. */
-int server_adopt_as(struct server *s, int fd, const struct peer *peer,
+/* Likewise, for @peer, whoever made the socket. @one_call: it is one call of a bus, for which the
+ * limits on connections are not. @ret_channel: borrowed; may be about to close. */
+int server_adopt_as(struct server *s, int fd, const struct peer *peer, bool one_call,
                     struct channel **ret_channel);
 
 /* Takes @config. */

@@ -95,6 +95,17 @@ class Bus:
         path = self.dir / "asked"
         return [line.split() for line in path.read_text().splitlines()] if path.exists() else []
 
+    def listen(self):
+        """Write down the service's signals from now on. Return: a function, all so far."""
+        log = self.dir / f"signals-{len(self.procs)}"
+
+        def signals():
+            return [json.loads(line) for line in log.read_text().splitlines(True) if line.endswith("\n")][1:]
+
+        self.spawn([sys.executable, pathlib.Path(__file__).parent / "bus_listen.py", NAME, log])
+        rig.until(log.exists, "nobody listens")
+        return signals
+
     def moed(self, config="", **kw):
         service = rig.Moed(config="bus = system\n" + config, env=self.env(), **kw)
         rig.until(lambda: self.has_owner(NAME), "the service has no name")

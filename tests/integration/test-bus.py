@@ -33,6 +33,23 @@ def introspect(bus, path=""):
     return {i.get("name"): shape(i) for i in ET.fromstring(text).findall("interface")}
 
 
+def send(conn, member, *args, signature="sa{sv}"):
+    """A call of Manager whose answer nobody waits for."""
+    m = dbus.lowlevel.MethodCallMessage(bus_rig.NAME, bus_rig.PATH, f"{bus_rig.NAME}.Manager", member)
+    m.append(*args, signature=signature)
+    conn.send_message(m)
+    conn.flush()
+
+
+def changed(signals, path="", interface="Manager"):
+    """Properties as the signals among @signals last told them."""
+    seen = {}
+    for at, _, member, args in signals:
+        if member == "PropertiesChanged" and at == bus_rig.PATH + path and args[0] == f"{bus_rig.NAME}.{interface}":
+            seen.update(args[1])
+    return seen
+
+
 def running(client):
     queue = client.call("server.status")["queue"]
     return queue["running"] + queue["waiting"]
@@ -69,6 +86,8 @@ class Manager(unittest.TestCase):
         self.assertGreaterEqual(get("SessionCount"), 0)
         self.assertEqual(get("QueueLength"), 0)
         self.assertGreater(get("MemoryResident"), 0)
+        self.assertGreater(get("MemoryBudget"), get("MemoryResident"))
+        self.assertEqual((get("PressureLevel"), get("PowerLevel")), (0, 0))
         self.assertIsInstance(get("Placement"), list)
 
     def test_availability(self):
@@ -106,6 +125,11 @@ class Manager(unittest.TestCase):
         with self.moed.client() as c:
             want = len(c.call("tokenize", text="some words")["tokens"])
         self.assertEqual(self.manager.CountTokens("some words", options()), want)
+
+    def test_embed(self):
+        name, text = error_of(self.manager.Embed, ["a text"], options())
+        self.assertEqual(name, self.error("NotSupported"))
+        self.assertIn("no embeddings", text)
 
     def test_options_are_checked(self):
         for bad in options(max_tokens="7"), options(frobnicate=1), options(priority=dbus.UInt32(9)):
@@ -156,14 +180,13 @@ class Manager(unittest.TestCase):
             self.assertEqual(s.recv(1), b"")
 
     def test_a_caller_that_leaves_cancels(self):
-        conn, watch = self.bus.connect(), self.moed.client()  # calls count as connections: it is first
+        conn, watch = self.bus.connect(), self.moed.client()
         self.addCleanup(watch.close)
+        connections = watch.call("server.status")["connections"]
         for _ in range(40):
-            m = dbus.lowlevel.MethodCallMessage(bus_rig.NAME, bus_rig.PATH, f"{bus_rig.NAME}.Manager", "Respond")
-            m.append("go on", options(), signature="sa{sv}")
-            conn.send_message(m)
-        conn.flush()
+            send(conn, "Respond", "go on", options())
         rig.until(lambda: running(watch) > 5, "nothing runs")
+        self.assertEqual(watch.call("server.status")["connections"], connections)
         conn.close()
         rig.until(lambda: not running(watch), "still running")
         self.assertRegex(self.moed.text(), "(?i)cancelled")
@@ -174,11 +197,36 @@ class Limits(unittest.TestCase):
         with Bus() as bus, bus.moed("user-connections = 2\n"):
             conn = bus.connect()
             held = [manager(conn).OpenSession(options())[1].take() for _ in range(2)]
-            name, _ = error_of(manager(conn).CountTokens, "x", options())
+            name, _ = error_of(manager(conn).OpenSession, options())
             self.assertEqual(name, f"{bus_rig.NAME}.Error.QuotaExceeded")
+            self.assertGreater(manager(conn).CountTokens("x", options()), 0)  # a call is no connection
             for fd in held:
                 os.close(fd)
             conn.close()
+
+    def test_a_user_has_so_many_calls(self):
+        with Bus() as bus, bus.moed("user-jobs = 4096\nqueue = 4096\n") as moed:
+            conns = [bus.connect() for _ in range(2)]
+            for i in range(64):
+                send(conns[i % 2], "Respond", "go on", options())
+            with moed.client() as watch:
+                rig.until(lambda: running(watch) >= 60, "nothing runs")
+            name, text = error_of(manager(conns[0]).CountTokens, "x", options())
+            self.assertEqual(name, f"{bus_rig.NAME}.Error.QuotaExceeded")
+            self.assertIn("64 open calls", text)
+            for conn in conns:
+                conn.close()
+
+    def test_pressure(self):
+        with Bus() as bus:
+            fifo = bus.dir / "pressure"
+            os.mkfifo(fifo)
+            with bus.moed(f"pressure-watch = {fifo}\n"):
+                signals = bus.listen()
+                with open(fifo, "w") as sign:
+                    sign.write("x")
+                rig.until(lambda: bus.get("PressureLevel") == 1, "no level")
+                rig.until(lambda: changed(signals()).get("PressureLevel") == 1, "no signal")
 
     def test_shutting_down(self):
         with Bus() as bus, bus.moed() as moed:
