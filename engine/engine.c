@@ -254,7 +254,7 @@ static uint32_t engine_n_worker(const struct engine *e) {
 }
 
 /* Between two steps: what the daemon's thread wants of memory and workers. */
-static void engine_do_tidy(struct engine *e) {
+static void engine_do_tidy(struct engine *e, struct sched *s) {
     struct model *m = e->res->model;
     unsigned what;
 
@@ -265,7 +265,7 @@ static void engine_do_tidy(struct engine *e) {
 
     pool_limit(e->res->pool, engine_n_worker(e));
     if (what & ENGINE_TIDY_KV)
-        kvcache_trim(e->res->kv);
+        sched_trim(s);
     if (what & ENGINE_TIDY_COLD)
         model_cool(m);
     if (what & (ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK)) {
@@ -286,7 +286,7 @@ static void *engine_main(void *arg) {
     while (!engine_stopped(e)) {
         engine_take(e, s, wait);
         engine_beat(e);
-        engine_do_tidy(e);
+        engine_do_tidy(e, s);
         switch (sched_step(s)) {
         case 0:
             wait = false;

@@ -380,13 +380,13 @@ pos_t kvcache_n(const struct kvcache *kv, uint32_t seq) {
     return seq_at(kv, seq)->n;
 }
 
-uint64_t kvcache_own(const struct kvcache *kv, uint32_t seq) {
+uint64_t kvcache_share(const struct kvcache *kv, uint32_t seq) {
     const struct kv_seq *s = seq_at(kv, seq);
     uint64_t size = 0;
 
     for (int k = 0; k < N_KIND; k++)
         for (uint32_t b = seq_first(s, k); kv->pool[k].size && b < blocks(s->n); b++)
-            size += kv->pool[k].block[s->table[k][b]].n_ref == 1 ? kv->pool[k].size : 0;
+            size += kv->pool[k].size / kv->pool[k].block[s->table[k][b]].n_ref;
     return size;
 }
 

@@ -82,8 +82,8 @@ uint64_t kvcache_n_kept(const struct kvcache *kv);
 uint64_t kvcache_n_touched(const struct kvcache *kv);
 /* The most bytes a sequence takes on its way to @n positions, when it shares none. */
 uint64_t kvcache_need(const struct kvcache *kv, pos_t n);
-/* Bytes that would become free with @seq: those of blocks it alone holds. */
-uint64_t kvcache_own(const struct kvcache *kv, uint32_t seq);
+/* Bytes of the blocks that @seq holds, each divided by how many sequences do. */
+uint64_t kvcache_share(const struct kvcache *kv, uint32_t seq);
 /* Give the memory of blocks nobody holds back to the system. */
 void kvcache_trim(struct kvcache *kv);
 

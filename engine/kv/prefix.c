@@ -12,7 +12,7 @@ enum { NODES_EACH = 3 /* of one prefix at most: a root, a node that was split, i
  * Of nodes with a parent, those that keep nothing have two children or more. */
 struct prefix_node {
     struct prefix_node *parent, *child, *next; /* next: of siblings, of roots, of unused ones */
-    uint64_t salt;                             /* of a root */
+    uint64_t salt, weight;                     /* of a root; weight: while one is chosen to go */
     pos_t from, to;
     struct prefix_kept *any, *kept; /* one here or below; the one that ends here, NULL: none */
     uint64_t seen;                  /* the last search that came by */
@@ -66,8 +66,7 @@ int prefix_new(struct prefix **ret_prefix, struct kvcache *kv, uint32_t n_keep, 
 struct prefix *prefix_free(struct prefix *p) {
     if (!p)
         return NULL;
-    while (prefix_yield(p))
-        ;
+    prefix_clear(p);
     free(p->node);
     free(p->kept);
     free(p->tok);
@@ -212,19 +211,47 @@ static void kept_drop(struct prefix *p, struct prefix_kept *k) {
             x->any = x->kept ? x->kept : x->child->any;
 }
 
-bool prefix_yield(struct prefix *p) {
-    struct prefix_kept *least = NULL;
+/* What is kept under the salt of @root: prefixes, or bytes. */
+static uint64_t root_weight(const struct prefix *p, const struct prefix_node *root, bool bytes) {
+    uint64_t sum = 0;
 
-    for (struct prefix_kept *k = p->kept; k < p->kept + p->n_keep; k++) {
-        if (!k->node)
-            continue;
-        if (!least || (k->salt == PREFIX_PUBLIC) < (least->salt == PREFIX_PUBLIC) ||
-            ((k->salt == PREFIX_PUBLIC) == (least->salt == PREFIX_PUBLIC) && k->used < least->used))
-            least = k;
-    }
-    if (least)
-        kept_drop(p, least);
-    return least != NULL;
+    for (const struct prefix_kept *k = p->kept; k < p->kept + p->n_keep; k++)
+        if (k->node && k->salt == root->salt)
+            sum += bytes ? kvcache_share(p->kv, k->seq) : 1;
+    return sum;
+}
+
+static bool kept_before(const struct prefix *p, const struct prefix_kept *a,
+                        const struct prefix_kept *b) {
+    uint64_t of_a = root_of(p, a->salt)->weight, of_b = root_of(p, b->salt)->weight;
+
+    if ((a->salt == PREFIX_PUBLIC) != (b->salt == PREFIX_PUBLIC))
+        return b->salt == PREFIX_PUBLIC;
+    return of_a != of_b ? of_a > of_b : a->used < b->used;
+}
+
+/* Let one go. @more: under this salt there is about to be one more; NULL: it is bytes that count */
+static bool kept_yield(struct prefix *p, const uint64_t *more) {
+    struct prefix_kept *first = NULL;
+
+    for (struct prefix_node *x = p->root; x; x = x->next)
+        x->weight = root_weight(p, x, !more) + (more && *more == x->salt);
+    for (struct prefix_kept *k = p->kept; k < p->kept + p->n_keep; k++)
+        if (k->node && (!first || kept_before(p, k, first)))
+            first = k;
+    if (first)
+        kept_drop(p, first);
+    return first != NULL;
+}
+
+bool prefix_yield(struct prefix *p) {
+    return kept_yield(p, NULL);
+}
+
+void prefix_clear(struct prefix *p) {
+    for (struct prefix_kept *k = p->kept; k < p->kept + p->n_keep; k++)
+        if (k->node)
+            kept_drop(p, k);
 }
 
 /* Look for @tok under @salt; *@ret as prefix_take() if that is more. Return: who has it. */
@@ -290,7 +317,7 @@ void prefix_keep(struct prefix *p, uint64_t salt, const int32_t *tok, pos_t n, u
         }
     }
     if (p->n_kept == p->n_keep)
-        (void)prefix_yield(p);
+        (void)kept_yield(p, &salt);
     for (k = p->kept; k->node;)
         k++;
     if (kvcache_fork(p->kv, seq, n, &k->seq) != 0)

@@ -14,8 +14,11 @@
  * There is a tree for each salt, and a prompt is looked up under its own and under PREFIX_PUBLIC
  * alone: what is kept under another salt changes neither what is found nor how long that takes.
  *
- * Kept prefixes have no claim to the cache: prefix_yield() lets the one go that was of no use for
- * longest, public ones last. One that is part of another, which holds its end too, goes at once.
+ * Kept prefixes have no claim to the cache: prefix_yield() lets one go, public ones last. It is the
+ * one that was of no use for longest among those of the user who has the most, in prefixes when
+ * there are too many, else in bytes. So whoever keeps a lot pushes out their own, and is bounded by
+ * what the others have only as far as that is less. One that is part of another, which holds its
+ * end too, goes at once.
  *
  * Owner:   the engine thread.
  * Memory:  address space for n_keep contexts of tokens, mapped at prefix_new() and touched as used;
@@ -75,6 +78,9 @@ void prefix_keep(struct prefix *p, uint64_t salt, const int32_t *tok, pos_t n, u
 bool prefix_yield(struct prefix *p);
 /* Let go what is beyond n_byte: call when a sequence is freed, which others may have shared. */
 void prefix_bound(struct prefix *p);
+
+/* Let all go. */
+void prefix_clear(struct prefix *p);
 
 /* Prefixes kept; those under @salt. */
 uint32_t prefix_n(const struct prefix *p);

@@ -563,3 +563,9 @@ int sched_step(struct sched *s) {
         sched_part(s, &s->batch.part[i], began, now);
     return 0;
 }
+
+void sched_trim(struct sched *s) {
+    prefix_clear(s->prefix);
+    kvcache_trim(s->res->kv);
+    sched_note_kept(s);
+}

@@ -86,3 +86,6 @@ void sched_add(struct sched *s, struct job *j);
 
 /* Return: 0: call again; or one of the above. */
 int sched_step(struct sched *s);
+/* Keep nothing of what was evaluated but for jobs that have a place, and give the memory of what no
+ * longer holds anything back to the system. Between two steps. */
+void sched_trim(struct sched *s);

@@ -21,12 +21,14 @@
 /* ---- what the engine thread does is counted ---- */
 
 static atomic_uint n_trim, n_cool;
+static _Atomic uint64_t n_left; /* bytes of the cache that cost memory after the last trim */
 
 void __real_kvcache_trim(struct kvcache *kv);
 void __wrap_kvcache_trim(struct kvcache *kv);
 void __wrap_kvcache_trim(struct kvcache *kv) {
-    atomic_fetch_add(&n_trim, 1);
     __real_kvcache_trim(kv);
+    atomic_store(&n_left, kvcache_n_touched(kv));
+    atomic_fetch_add(&n_trim, 1);
 }
 
 void __real_mem_cool(void *p, size_t size);
@@ -174,6 +176,37 @@ static void test_give_up(void **state) {
     assert_int_equal(atomic_load(&n_trim), 1);
 }
 
+/* What is kept of earlier prompts is given up, too, and then evaluated again. */
+static void test_give_up_kept(void **state) {
+    struct engine_options opt = { .path = model_path,
+                                  .n_ctx = N_CTX,
+                                  .n_batch = 16,
+                                  .prefix_bytes = UINT64_MAX,
+                                  .kv_fmt = QUANT_F16 };
+    AUTO(engine_free) struct engine *e = shared = start_loaded(&opt);
+    struct engine_request q = long_prompt(300, 4);
+    static struct seen first, again, after;
+    struct engine_status st;
+
+    run(e, &q, &first);
+    run(e, &q, &again);
+    assert_int_equal(again.result.n_cached, 299);
+    engine_status(e, &st);
+    assert_true(st.kv_kept > 0 && st.n_kept > 0);
+    atomic_store(&n_trim, 0);
+    atomic_store(&n_left, UINT64_MAX);
+    engine_tidy(e, ENGINE_TIDY_KV);
+    await_count(&n_trim, 1);
+    await_idle(e);
+    assert_int_equal(atomic_load(&n_left), 0);
+    engine_status(e, &st);
+    assert_int_equal(st.kv_kept, 0);
+    assert_int_equal(st.n_kept, 0);
+    run(e, &q, &after);
+    assert_int_equal(after.result.n_cached, 0);
+    assert_string_equal(after.text, first.text);
+}
+
 static void await_lock(struct engine *e, bool want) {
     struct engine_status st;
 
@@ -228,8 +261,9 @@ static int teardown(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_beat),    cmocka_unit_test(test_limit), cmocka_unit_test(test_usable),
-        cmocka_unit_test(test_give_up), cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_beat),         cmocka_unit_test(test_limit),
+        cmocka_unit_test(test_usable),       cmocka_unit_test(test_give_up),
+        cmocka_unit_test(test_give_up_kept), cmocka_unit_test(test_lock),
     };
 
     if (argc != 2) {

@@ -311,7 +311,7 @@ static void one_op(struct kvcache *kv) {
             kvcache_trim(kv);
         break;
     case 6:
-        kept = kvcache_n_kept(kv) + kvcache_own(kv, q);
+        kept = kvcache_n_kept(kv);
         kvcache_keep(kv, q);
         naive[q].keep = true;
         assert_true(kvcache_n_kept(kv) >= kept && kvcache_n_kept(kv) <= kvcache_n_used(kv));
@@ -400,13 +400,13 @@ static void test_room_and_need(void **state) {
     for (; n < 300; n += 60)
         assert_int_equal(kvcache_reserve(kv, a, 60), 0);
     assert_true(kvcache_n_used(kv) <= kvcache_need(kv, 300));
-    assert_int_equal(kvcache_own(kv, a), kvcache_n_used(kv));
+    assert_int_equal(kvcache_share(kv, a), kvcache_n_used(kv));
     while (kvcache_reserve(kv, a, 1) == 0)
         n++;
     assert_int_equal(kvcache_n(kv, a), n);
     b = new_seq(kv);
     assert_int_equal(kvcache_reserve(kv, b, 1), KVCACHE_NO_ROOM);
-    assert_int_equal(kvcache_own(kv, b), 0);
+    assert_int_equal(kvcache_share(kv, b), 0);
     kvcache_seq_free(kv, a);
     assert_int_equal(kvcache_reserve(kv, b, 1), 0);
     assert_true(kvcache_sound(kv));
@@ -449,12 +449,13 @@ static void test_copy_on_write(void **state) {
     assert_int_equal(used, 2 * one);
     fork_one(kv, a, 70);
     b = a + 1;
-    assert_int_equal(kvcache_own(kv, a), 0);
+    assert_int_equal(kvcache_share(kv, a), one);
+    assert_int_equal(kvcache_share(kv, b), one);
     add(kv, a, 3);
     assert_int_equal(kvcache_n_used(kv), used);
     add(kv, b, 3);
     assert_int_equal(kvcache_n_used(kv), used + one);
-    assert_int_equal(kvcache_own(kv, b), one);
+    assert_int_equal(kvcache_share(kv, b), one + one / 2);
     add(kv, b, 3);
     assert_int_equal(kvcache_n_used(kv), used + one);
     check_seen(kv, a, 92);

@@ -231,6 +231,57 @@ static void test_order(void **state) {
     close_world(&w);
 }
 
+/* How many of @n prompts that visit_many() made can be had. */
+static uint32_t n_found(struct world *w, uint64_t salt, uint32_t n) {
+    struct prefix_hit hit;
+    int32_t tok[N_CTX];
+    uint32_t found = 0;
+
+    for (uint32_t i = 0; i < n; i++) {
+        fill(tok, 0, 100, (int32_t)(10 * i));
+        assert_int_equal(prefix_take(w->p, salt, tok, 100, &hit), 0);
+        found += hit.n == 100;
+        kvcache_seq_free(w->kv, hit.seq);
+    }
+    return found;
+}
+
+static void visit_many(struct world *w, uint64_t salt, uint32_t n) {
+    int32_t tok[N_CTX];
+
+    for (uint32_t i = 0; i < n; i++) {
+        fill(tok, 0, 100, (int32_t)(10 * i));
+        (void)visit(w, salt, tok, 100, 0);
+    }
+}
+
+/* Who keeps a lot has what others leave, and pushes out their own: of prefixes and of bytes. */
+static void test_fair(void **state) {
+    AUTO(kvcache_free) struct kvcache *kv = new_cache(0);
+    uint64_t one = kvcache_need(kv, 100);
+    struct world w;
+
+    for (int bytes = 0; bytes < 2; bytes++) {
+        open_world(&w, 0, bytes ? N_KEEP * one : UINT64_MAX);
+        visit_many(&w, 1, 3);
+        visit_many(&w, 2, 2);
+        visit_many(&w, 3, 5 * N_KEEP);
+        assert_int_equal(n_found(&w, 1, 3), 3);
+        assert_int_equal(n_found(&w, 2, 2), 2);
+        assert_int_equal(n_found(&w, 3, 5 * N_KEEP), N_KEEP - 5);
+        visit_many(&w, 4, N_KEEP); /* another one, until both have the same */
+        assert_int_equal(prefix_n_of(w.p, 1), 3);
+        assert_int_equal(prefix_n_of(w.p, 2), 2);
+        assert_in_range(prefix_n_of(w.p, 3), 3, 4);
+        assert_int_equal(prefix_n_of(w.p, 3) + prefix_n_of(w.p, 4), N_KEEP - 5);
+        assert_true(kvcache_n_kept(w.kv) <= N_KEEP * one);
+        prefix_clear(w.p);
+        assert_int_equal(prefix_n(w.p), 0);
+        assert_int_equal(kvcache_n_used(w.kv), 0);
+        close_world(&w);
+    }
+}
+
 /* Nobody finds what another salt has. */
 static void test_salt(void **state) {
     struct prefix_hit hit;
@@ -306,8 +357,9 @@ static void test_random(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat),  cmocka_unit_test(test_sliding), cmocka_unit_test(test_cover),
-        cmocka_unit_test(test_order), cmocka_unit_test(test_salt),    cmocka_unit_test(test_random),
+        cmocka_unit_test(test_chat),   cmocka_unit_test(test_sliding), cmocka_unit_test(test_cover),
+        cmocka_unit_test(test_order),  cmocka_unit_test(test_fair),    cmocka_unit_test(test_salt),
+        cmocka_unit_test(test_random),
     };
 
     return cmocka_run_group_tests_name("prefix", tests, NULL, NULL);

@@ -822,6 +822,33 @@ static void test_prefix_room(void **state) {
     res = all;
 }
 
+/* Trimmed, the cache holds what running jobs need and no other memory; they say the same. */
+static void test_trim(void **state) {
+    static char text[N_TEXT];
+    static struct world w;
+
+    alone(branch(1, 300, 71, 200, 40), text);
+    open_keeping(&w, 256, UINT64_MAX);
+    for (uint32_t i = 0; i < 4; i++)
+        add(&w, branch(i, 300, (tok_t)(70 + i), 200, 10));
+    run(&w);
+    assert_true(w.stats.kv_kept > kvcache_need(res->kv, 540));
+    add(&w, branch(1, 300, 71, 200, 40));
+    while (w.job[4]->result.n_token < 20)
+        steps(&w, 1);
+    assert_true(w.job[4]->result.n_cached == 499);
+    sched_trim(w.s);
+    assert_int_equal(w.stats.kv_kept, 0);
+    assert_int_equal(w.stats.n_kept, 0);
+    assert_int_equal(kvcache_n_touched(res->kv), kvcache_n_used(res->kv));
+    assert_in_range(kvcache_n_used(res->kv), 1, kvcache_need(res->kv, 540));
+    run(&w);
+    assert_string_equal(w.text[4], text);
+    sched_trim(w.s);
+    assert_int_equal(kvcache_n_touched(res->kv), 0);
+    close_world(&w);
+}
+
 /* Given up in the middle of a step: of that step nothing is kept. */
 static void test_prefix_halt(void **state) {
     static char text[N_TEXT];
@@ -955,7 +982,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_prefix),         cmocka_unit_test(test_prefix_parted),
         cmocka_unit_test(test_prefill),        cmocka_unit_test(test_prefix_public),
         cmocka_unit_test(test_prefix_evicted), cmocka_unit_test(test_prefix_room),
-        cmocka_unit_test(test_prefix_halt),
+        cmocka_unit_test(test_trim),           cmocka_unit_test(test_prefix_halt),
     };
 
     if (argc != 3) {
