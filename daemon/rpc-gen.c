@@ -286,8 +286,57 @@ static void input_deinit(struct input *in) {
     free(in->model);
 }
 
+/* Of a use case: its model, its instructions where none stand first, its prompt around the last of
+ * the messages. */
+static int apply_use_case(const struct usecase *u, const char *language, struct input *in) {
+    struct args_messages *m = &in->messages;
+    struct chat_message *last = &m->msg[m->n - 1], *more;
+    char *text;
+
+    if (strcmp(last->role, "user") == 0) {
+        text = usecase_render(u, &(struct usecase_words){ last->text, language, NULL });
+        if (!text)
+            return err_new(-ENOMEM);
+        free((char *)last->text);
+        last->text = text;
+    }
+    if (u->model && !in->model && !(in->model = strdup(u->model)))
+        return err_new(-ENOMEM);
+    if (!u->instructions || chat_is_instruction(&m->msg[0]))
+        return 0;
+
+    more = realloc(m->msg, (m->n + 1) * sizeof *more);
+    if (!more)
+        return err_new(-ENOMEM);
+    m->msg = more;
+    (void)memmove(more + 1, more, m->n++ * sizeof *more);
+    more[0] = (struct chat_message){ strdup("system"), strdup(u->instructions) };
+    return more[0].role && more[0].text ? 0 : err_new(-ENOMEM);
+}
+
+static int get_use_case(struct rpc_call *c, struct input *in) {
+    struct why *why = &c->reply->why;
+    AUTO(free) char *id = NULL, *language = NULL;
+    const struct usecase *u;
+    int r;
+
+    r = rpc_dup_str(c->params, "use_case", &id, why);
+    if (!r)
+        r = rpc_dup_str(c->params, "language", &language, why);
+    if (r || !id)
+        return err_up(r);
+    u = usecase_find(&c->server->config->use_cases, id);
+    if (!u)
+        return why_set(why, RPC_NOT_SUPPORTED, "no use case %.100s", id);
+    if (!in->messages.n)
+        return why_set(why, RPC_INVALID_ARGS, "use_case: wants messages");
+    return err_up(apply_use_case(u, language, in));
+}
+
 /* What generate takes and session.generate does not. */
-static int get_prompt(const msgpack_object *params, struct input *in, struct why *why) {
+static int get_prompt(struct rpc_call *c, struct input *in) {
+    const msgpack_object *params = c->params;
+    struct why *why = &c->reply->why;
     const msgpack_object *messages = wire_get(params, "messages");
     const msgpack_object *tokens = wire_get(params, "tokens");
     struct engine_request *req = &in->req;
@@ -302,8 +351,6 @@ static int get_prompt(const msgpack_object *params, struct input *in, struct why
         return why_set(why, RPC_INVALID_ARGS, "want one of messages, prompt, tokens");
     if (messages) {
         r = args_messages(messages, &in->messages, why);
-        req->msg = in->messages.msg;
-        req->n_msg = in->messages.n;
     } else if (tokens) {
         r = args_tokens(tokens, &in->tok, &req->n_tok, why);
         req->tok = in->tok;
@@ -311,6 +358,10 @@ static int get_prompt(const msgpack_object *params, struct input *in, struct why
     if (!r && tokens && !req->n_tok)
         return why_set(why, RPC_INVALID_ARGS, "tokens: empty");
 
+    if (!r)
+        r = get_use_case(c, in);
+    req->msg = in->messages.msg;
+    req->n_msg = in->messages.n;
     return err_up(r);
 }
 
@@ -382,7 +433,7 @@ static int get_input(struct rpc_call *c, struct input *in, struct gen *g) {
     int r;
 
     in->req.kind = ENGINE_GENERATE;
-    r = g->session ? get_exchange(c, in, g) : get_prompt(params, in, why);
+    r = g->session ? get_exchange(c, in, g) : get_prompt(c, in);
     if (thinking)
         in->req.thinking = thinking->via.boolean;
     if (!r)

@@ -93,16 +93,24 @@ static int pack_availability(struct rpc_call *c, const char *id) {
 }
 
 int rpc_model_availability(struct rpc_call *c) {
-    AUTO(free) char *id = NULL;
+    AUTO(free) char *id = NULL, *use_case = NULL;
+    const struct usecase *u = NULL;
     const struct registry_file *f;
+    const char *want;
     int r;
 
     r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    if (!r)
+        r = rpc_dup_str(c->params, "use_case", &use_case, &c->reply->why);
     if (r)
         return err_up(r);
-    f = models_find(c->server->models, id);
-    if (!f && id)
-        return no_such_model(c, id);
+    if (use_case && !(u = usecase_find(&c->server->config->use_cases, use_case)))
+        return why_set(&c->reply->why, RPC_NOT_SUPPORTED, "no use case %.100s", use_case);
+
+    want = id ? id : u ? u->model : NULL;
+    f = models_find(c->server->models, want);
+    if (!f && want)
+        return no_such_model(c, want);
     if (!f) {
         msgpack_pack_map(&c->reply->result_pk, 2);
         rpc_pack_str(&c->reply->result_pk, "state", "unavailable");

@@ -34,9 +34,9 @@ const struct rpc_method rpc_methods[] = {
       "{text: str}",
       MODEL_ERRORS " TooLarge", "", false, rpc_detokenize },
     { "generate", 1, 0,
-      "messages:a? prompt:s? tokens:a? special:b? model:s? thinking:b? "
+      "messages:a? prompt:s? tokens:a? special:b? model:s? use_case:s? language:s? thinking:b? "
       SAMPLE_PARAMS GENERATE_PARAMS "priority:s?",
-      GENERATE_RESULT, GENERATE_ERRORS,
+      GENERATE_RESULT, "NotSupported " GENERATE_ERRORS,
       "generate.progress generate.delta", false, rpc_generate },
     { "generate.cancel", 1, 0,
       "id:u",
@@ -57,9 +57,9 @@ const struct rpc_method rpc_methods[] = {
       "{result: str, reason: str?}",
       "NoSuchJob", "job.progress", false, rpc_job_wait },
     { "model.availability", 1, 0,
-      "id:s?",
+      "id:s? use_case:s?",
       "{state: str, reason: str?, progress: float?, retry_after_ms: uint?}",
-      "NoSuchModel", "", false, rpc_model_availability },
+      "NoSuchModel NotSupported", "", false, rpc_model_availability },
     { "model.list", 1, 0,
       "",
       "{models: [{id: str, path: str, size: uint, state: str, default: bool}]}",

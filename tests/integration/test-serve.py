@@ -3,6 +3,7 @@
 """What clients of a running moed may count on: test-serve.py MOED"""
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -338,6 +339,52 @@ class Together(Served):
             for c in clients:
                 c.close()
             until(lambda: self.state() == self.before, "something is left behind", 5)
+
+
+class UseCase(Served):
+    """A purpose instead of a model and words: /etc/moed/use-cases.d, read on SIGHUP."""
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        folder = cls.moed.dir / "etc/moed/use-cases.d"
+        folder.mkdir()
+        (folder / "language.test.conf").write_text("instructions = Be brief.\nprompt = In {language}: {text}\n")
+        (folder / "language.gone.conf").write_text("model = nowhere\n")
+        cls.moed.proc.send_signal(signal.SIGHUP)
+        with cls.moed.client() as c:
+            until(lambda: cls.known(c, "language.test"), "not read")
+
+    @staticmethod
+    def known(client, use_case):
+        try:
+            return client.call("model.availability", use_case=use_case)["state"] == "available"
+        except RpcError as e:
+            return e.name not in ("NotSupported", "NoSuchModel")
+
+    def ask(self, *messages, **params):
+        return self.c.call("generate", seed=3, max_tokens=12, messages=[dict(zip(("role", "content"), m)) for m in messages],
+                           **params)["text"]
+
+    def test_its_words_are_added(self):
+        want = self.ask(("system", "Be brief."), ("user", "In Welsh: good morning"))
+        self.assertEqual(self.ask(("user", "good morning"), use_case="language.test", language="Welsh"), want)
+        self.assertNotEqual(self.ask(("user", "good morning")), want)
+
+    def test_the_callers_instructions_win(self):
+        want = self.ask(("system", "Shout."), ("user", "one"), ("assistant", "two"), ("user", "In English: three"))
+        self.assertEqual(self.ask(("system", "Shout."), ("user", "one"), ("assistant", "two"), ("user", "three"),
+                                  use_case="language.test"), want)
+
+    def test_errors(self):
+        for method, params, name in (("generate", {"messages": [{"role": "user", "content": "x"}], "use_case": "no.such"}, "NotSupported"),
+                                     ("generate", {"prompt": "x", "use_case": "language.test"}, "InvalidArgs"),
+                                     ("generate", {"messages": [{"role": "user", "content": "x"}], "use_case": "language.gone"}, "NoSuchModel"),
+                                     ("model.availability", {"use_case": "no.such"}, "NotSupported"),
+                                     ("model.availability", {"use_case": "language.gone"}, "NoSuchModel")):
+            with self.assertRaises(RpcError) as e:
+                self.c.call(method, **params)
+            self.assertEqual(e.exception.name, name)
 
 
 class Small(unittest.TestCase):
