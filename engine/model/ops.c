@@ -11,6 +11,7 @@ enum {
     OPS_SUM_STEP = 64,      /* in sums of this: their matrices are read piece by piece */
     OPS_SERIAL = 48 * 1024, /* bytes one core reads in about the time two barriers take */
     OPS_ITEMS = 64,         /* items a worker, about: at the end one waits for 1/64 of its share */
+    OPS_ITEMS_TALL = 16,    /* of products that read more than OPS_CHUNK rows for each item */
     OPS_ITEM_MIN = 24 * 1024, /* bytes below which an item is not worth its bookkeeping */
     OPS_TAKE_MAX = 1 << 20,   /* bytes taken at once at most: some 50 us */
     OPS_MAC_PER_BYTE = 8,     /* int8 values a core multiplies in the time it reads a byte */
@@ -522,9 +523,14 @@ static uint32_t shard_end(const struct ops *ops, const struct ops_task *t, uint3
     return part[s].end;
 }
 
-/* Output rows an item of @t, if it is to cost @want. */
+/* Output rows an item of @t, if it is to cost @want. Activations that do not stay in the cache are
+ * read from further away for each item, so larger ones gain more than waiting for the last loses. */
 static uint32_t slab_of(const struct ops_task *t, size_t want) {
     size_t cost = slab_cost(t);
+
+    if (t->x.n_row > OPS_CHUNK)
+        want *= OPS_ITEMS / OPS_ITEMS_TALL;
+
     size_t slab = round_up(want / cost + 1, t->row ? OPS_SUM_STEP : row_step(t));
 
     return (uint32_t)(slab < t->w.n_out ? slab : round_up(t->w.n_out, row_step(t)));
