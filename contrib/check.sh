@@ -11,6 +11,15 @@ set -eu
 # shellcheck disable=SC2086
 install_packages $packages_build $packages_check
 
+# A client of others' making, for the bridge: its test is skipped without.
+command -v npm >/dev/null || install_packages nodejs npm
+npm install --silent --no-fund --no-audit --prefix build-check-npm openai@6.49.0 >/dev/null ||
+    say "cannot install the npm package openai"
+if [ -d build-check-npm/node_modules/openai ]; then
+    MOED_NODE_MODULES=$root/build-check-npm/node_modules
+    export MOED_NODE_MODULES
+fi
+
 failed=0
 for kind in gcc clang; do
     dir=build-check-$kind

@@ -15,21 +15,28 @@ for kind in system user; do
     sed "s|^\(Exec[A-Za-z]*\)=/[^ ]*/moed|\1=\"$moed\"|" "$build/systemd/${sub}moed.service" >"$dir/$kind/moed.service"
     cp "$source/systemd/${sub}moed.socket" "$dir/$kind/"
     grep -qF "ExecStart=\"$moed\"" "$dir/$kind/moed.service"
-    XDG_RUNTIME_DIR=$dir systemd-analyze --$kind --man=no verify "$dir/$kind/moed.service" \
-        "$dir/$kind/moed.socket" >"$dir/said" 2>&1 || bad=1
+    [ ! -f "$build/systemd/${sub}moe-openai.service" ] || {
+        sed "s|^ExecStart=/.*|ExecStart=\"$moed\"|" "$build/systemd/${sub}moe-openai.service" \
+            >"$dir/$kind/moe-openai.service"
+        cp "$source/systemd/${sub}moe-openai.socket" "$dir/$kind/"
+    }
+    XDG_RUNTIME_DIR=$dir systemd-analyze --$kind --man=no verify "$dir/$kind"/*.service \
+        "$dir/$kind"/*.socket >"$dir/said" 2>&1 || bad=1
     # Other units of the machine may be talked about; ours must not be.
-    if [ -n "${bad:-}" ] || grep moed "$dir/said"; then
+    if [ -n "${bad:-}" ] || grep -E "moed|moe-" "$dir/said"; then
         cat "$dir/said"
         exit 1
     fi
 done
 
 # 10 is an exposure of 1.0.
-systemd-analyze security --offline=true --no-pager --threshold=10 "$dir/system/moed.service" >"$dir/exposure" || {
-    cat "$dir/exposure"
-    exit 1
-}
-grep Overall "$dir/exposure"
+for unit in "$dir"/system/*.service; do
+    systemd-analyze security --offline=true --no-pager --threshold=10 "$unit" >"$dir/exposure" || {
+        cat "$dir/exposure"
+        exit 1
+    }
+    grep Overall "$dir/exposure"
+done
 
 # What would break the service rather than protect it.
 if grep -E '^(PrivateUsers=yes|ProtectProc=invisible|RuntimeDirectory=)' "$dir/system/moed.service"; then

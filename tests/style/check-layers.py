@@ -25,6 +25,7 @@ LAYERS = {
                      "engine/moe", "engine/model", "engine/text", "engine/sched"],
     "daemon": ["engine/base", "engine", "client"],
     "client": [],
+    "client/openai": ["client"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
