@@ -63,7 +63,7 @@ void http_send_fault(struct evhttp_request *req, const struct fault *f) {
 
 /* ---- who may ask ---- */
 
-/* Is @host, "NAME[:PORT]", a name of this machine? A page that had its own name lead here has not. */
+/* Is @host, "NAME[:PORT]", a name of this machine? A page that had its name lead here has not. */
 static bool is_local(const char *host) {
     static const char *const names[] = { "localhost", "127.0.0.1", "[::1]" };
 

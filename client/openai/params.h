@@ -5,8 +5,8 @@
  * params - the body of a request in OpenAI's form, as what libmoe is asked for
  *
  * Reads what anybody may have sent. A key that would change the answer in a way the service cannot
- * follow (tools, several choices, an answer in JSON) is refused; one that is unknown is passed over,
- * as the peers do.
+ * follow (tools, several choices, an answer in JSON) is refused; one that is unknown is passed
+ * over, as the peers do.
  *
  * Source: OpenAI's API reference, "Create chat completion" and "Create completion".
  */

@@ -524,7 +524,8 @@ static uint32_t shard_end(const struct ops *ops, const struct ops_task *t, uint3
 }
 
 /* Output rows an item of @t, if it is to cost @want. Activations that do not stay in the cache are
- * read from further away for each item, so larger ones gain more than waiting for the last loses. */
+ * read from further away for each item, so larger ones gain more than the wait for the last
+ * loses. */
 static uint32_t slab_of(const struct ops_task *t, size_t want) {
     size_t cost = slab_cost(t);
 
