@@ -132,7 +132,8 @@ struct engine_request {
     bool public;         /* with @prefill_only: all users find it; else only who.uid does */
     bool ignore_end;     /* GENERATE: go on past end tokens, for benchmarks */
     bool drop_oldest;    /* GENERATE: where @msg leaves no room for max_tokens (of 0: an eighth of
-                            the context), leave out the oldest exchanges, see sched/shorten.h */
+                            the context) in the context or the user's part of the cache, leave out
+                            the oldest exchanges, see sched/shorten.h */
     uint32_t max_tokens; /* GENERATE: 0: what the context holds */
     struct sample_params sample;
     const char *const *stop; /* [n_stop] strings that end the answer, not part of it; thoughts may

@@ -229,13 +229,13 @@ static enum job_end job_drop(struct job *j, const struct resident *r, size_t max
  * their beginning in the cache, not each of them a later one. */
 static enum job_end job_conversation(struct job *j, const struct resident *r) {
     enum job_end end = job_chat(j, r, &j->all);
-    size_t part = r->n_ctx / JOB_DROP_PARTS, room = part;
+    size_t part = r->n_user / JOB_DROP_PARTS, room = part;
 
     if (j->max_tokens)
-        room = j->max_tokens < r->n_ctx / 2 ? j->max_tokens : r->n_ctx / 2;
-    if (end != JOB_END_N || !j->drop_oldest || j->all.n + room <= r->n_ctx)
+        room = j->max_tokens < r->n_user / 2 ? j->max_tokens : r->n_user / 2;
+    if (end != JOB_END_N || !j->drop_oldest || j->all.n + room <= r->n_user)
         return end;
-    return job_drop(j, r, r->n_ctx - room - part);
+    return job_drop(j, r, r->n_user - room - part);
 }
 
 /* The text that @tok stands for, into the result. */
@@ -306,21 +306,13 @@ static enum job_end job_prompt(struct job *j, const struct resident *r) {
  * cache: what was asked for, or what there is when nothing was. Return: 0: not even that fits. */
 static uint32_t job_fit(struct job *j, const struct resident *r) {
     bool open = !j->max_tokens && !j->prefill;
-    uint32_t lo = j->result.n_prompt + (open ? 1 : j->n_max), hi = r->n_ctx;
+    uint32_t n = j->result.n_prompt + (open ? 1 : j->n_max);
 
-    j->result.need = kvcache_need(r->kv, lo);
+    j->result.need = kvcache_need(r->kv, n);
     j->result.have = r->kv_user;
-    if (j->result.need > r->kv_user)
+    if (n > r->n_user)
         return 0;
-    while (open && lo < hi) {
-        uint32_t n = hi - (hi - lo) / 2;
-
-        if (kvcache_need(r->kv, n) <= r->kv_user)
-            lo = n;
-        else
-            hi = n - 1;
-    }
-    return lo;
+    return open ? r->n_user : n;
 }
 
 /* Room for the answer, so that running allocates nothing. */

@@ -32,8 +32,9 @@ typedef uint64_t usec_t;
 enum {
     JOB_OUT_MAX = 16 << 20,   /* bytes of text one job may produce outside of a generation */
     JOB_TEXT_MAX = 1024 + 16, /* bytes of text in one event */
-    JOB_DROP_PARTS = 8,       /* of the context: what an answer has, where messages are dropped for
-                                 it and it does not say, and what is dropped beyond that */
+    JOB_DROP_PARTS = 8,       /* of the context, as far as the user may have the cache for it: what
+                                 an answer has, where messages are dropped for it and it does not
+                                 say, and what is dropped beyond that */
     JOB_MARK_MAX = 3,         /* where a prompt is kept besides at its end */
 };
 

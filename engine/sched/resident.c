@@ -42,6 +42,21 @@ static uint32_t load_fit(const struct kv_shape *shape, uint64_t bytes) {
     return lo;
 }
 
+/* The most positions of one sequence, up to @n_ctx, that need at most @bytes of @kv. */
+static uint32_t load_most(const struct kvcache *kv, uint32_t n_ctx, uint64_t bytes) {
+    uint32_t lo = 0, hi = n_ctx;
+
+    while (lo < hi) {
+        uint32_t n = hi - (hi - lo) / 2;
+
+        if (kvcache_need(kv, n) <= bytes)
+            lo = n;
+        else
+            hi = n - 1;
+    }
+    return lo;
+}
+
 /* Bind the model, with the context that @opt asks for or the bound leaves, and map its cache. Bound
  * twice: only then is the cache's size known, which packed weights must leave room for. */
 static int load_model(struct resident *r, const struct resident_options *opt, struct load *l) {
@@ -86,6 +101,7 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
     r->kv_user = kvcache_n_byte(r->kv);
     if (opt->kv_user && opt->kv_user < r->kv_user)
         r->kv_user = opt->kv_user;
+    r->n_user = load_most(r->kv, r->n_ctx, r->kv_user);
     return 0;
 }
 

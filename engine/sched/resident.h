@@ -65,7 +65,8 @@ struct resident {
     uint32_t n_ctx;       /* positions a sequence can hold */
     uint32_t n_seq;       /* sequences at a time, <= n_batch */
     uint32_t n_keep;      /* kept prefixes besides */
-    uint64_t kv_user;     /* bytes of the cache for one user */
+    uint64_t kv_user;     /* bytes of the cache for one user ... */
+    uint32_t n_user;      /* ... and the most positions a sequence can hold within them */
     uint64_t print;       /* the same only where a prompt's keys and values are the same */
     uint32_t n_batch;     /* rows a step at most */
     const char *template; /* [n_template], in the file; NULL: none */

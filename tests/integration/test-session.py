@@ -17,6 +17,14 @@ def user(text):
     return {"role": "user", "content": text}
 
 
+def talk(n):
+    """@n exchanges of some 25 tokens, and a question."""
+    said = [{"role": "system", "content": "never forget this"}]
+    for i in range(n):
+        said += [user(f"question {i}, padded"), {"role": "assistant", "content": f"answer {i}, padded"}]
+    return said + [user("the last")]
+
+
 def fails(test, name, client, method, **params):
     with test.assertRaises(RpcError) as e:
         client.call(method, **params)
@@ -142,18 +150,11 @@ class Session(Service):
 class Overflow(Service):
     config = "context = 256\nsequences = 1\n"
 
-    def talk(self, n):
-        """@n exchanges of some 25 tokens, and a question."""
-        said = [{"role": "system", "content": "never forget this"}]
-        for i in range(n):
-            said += [user(f"question {i}, padded"), {"role": "assistant", "content": f"answer {i}, padded"}]
-        return said + [user("the last")]
-
     def tokens(self, messages):
         return len(self.c.call("template.apply", messages=messages)["tokens"])
 
     def test_generate(self):
-        said = self.talk(30)
+        said = talk(30)
         before = self.c.call("server.status")["tokens"]["prompt"]
         data = fails(self, "ContextOverflow", self.c, "generate", messages=said)
         self.assertEqual(data["requested"], self.tokens(said))
@@ -176,7 +177,7 @@ class Overflow(Service):
                 [user("a"), {"role": "assistant", "content": "b"}, user(long)]:
             data = fails(self, "ContextOverflow", self.c, "generate", messages=said, overflow="drop-oldest")
             self.assertGreater(data["requested"], data["available"])
-        r = self.c.call("generate", messages=self.talk(1), overflow="drop-oldest", **OPTS)
+        r = self.c.call("generate", messages=talk(1), overflow="drop-oldest", **OPTS)
         self.assertEqual((r["dropped_messages"], r["usage"]["dropped"]), (0, 0))
 
     def test_session(self):
@@ -191,6 +192,22 @@ class Overflow(Service):
         with self.assertRaises(RpcError):
             while True:
                 self.say(s, "and another one")
+
+
+class OverflowOfUser(Service):
+    config = "context = 512\nsequences = 2\nuser-kv-bytes = 1M\n"
+
+    def test_user_part(self):
+        """What fits the context but not the user's part of the cache is shortened, too."""
+        data = fails(self, "InsufficientMemory", self.c, "generate", messages=talk(8), **OPTS)
+        self.assertGreater(data["need"], data["have"])
+        r = self.c.call("generate", messages=talk(8), overflow="drop-oldest", **OPTS)
+        self.assertGreater(r["usage"]["dropped"], 0)
+        self.assertEqual(r["usage"]["generated"], 12)
+        s = self.open(messages=talk(8)[:-1])
+        r = self.say(s, "the last", overflow="drop-oldest")
+        self.assertGreater(r["dropped_messages"], 0)
+        self.assertEqual(self.say(s, "and one more", overflow="drop-oldest")["usage"]["generated"], 12)
 
 
 class Saved(Service):
