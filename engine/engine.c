@@ -55,7 +55,10 @@ struct engine {
     bool news;                  /* for the engine thread: ready, or a job's hold or halt */
     bool waits;                 /* the engine thread does, for news */
     unsigned tidy;              /* ENGINE_TIDY_* to do */
-    bool load_over;             /* after the event that says so: no job's event comes before it */
+    enum engine_hold hold;
+    uint64_t *forget; /* [n_forget] salts */
+    size_t n_forget;
+    bool load_over; /* after the event that says so: no job's event comes before it */
 
     atomic_bool stop;
     atomic_int state;    /* enum engine_state */
@@ -253,14 +256,27 @@ static uint32_t engine_n_worker(const struct engine *e) {
     return limit && limit < n ? limit : n;
 }
 
-/* Between two steps: what the daemon's thread wants of memory and workers. */
+/* Give up what is kept of users, and its memory. */
+static unsigned engine_do_forget(struct engine *e, struct sched *s) {
+    bool any = e->n_forget > 0;
+
+    while (e->n_forget > 0)
+        sched_forget(s, e->forget[--e->n_forget]);
+    return any ? ENGINE_TIDY_KV : 0;
+}
+
+/* Between two steps: what the daemon's thread wants of memory, workers and jobs. */
 static void engine_do_tidy(struct engine *e, struct sched *s) {
+    static const enum sched_hold hold[] = { [ENGINE_HOLD_NONE] = SCHED_HOLD_NONE,
+                                            [ENGINE_HOLD_BACKGROUND] = SCHED_HOLD_BACKGROUND,
+                                            [ENGINE_HOLD_ALL] = SCHED_HOLD_ALL };
     struct model *m = e->res->model;
     unsigned what;
 
     pthread_mutex_lock(&e->lock);
-    what = e->tidy;
+    what = e->tidy | engine_do_forget(e, s);
     e->tidy = 0;
+    sched_hold(s, hold[e->hold]);
     pthread_mutex_unlock(&e->lock);
 
     pool_limit(e->res->pool, engine_n_worker(e));
@@ -454,6 +470,7 @@ struct engine *engine_free(struct engine *e) {
         (void)close(e->epoll_fd);
     free(e->path);
     free(e->cache_dir);
+    free(e->forget);
     free(e);
     return NULL;
 }
@@ -517,6 +534,30 @@ void engine_tidy(struct engine *e, unsigned what) {
     e->tidy |= what;
     engine_tell(e);
     pthread_mutex_unlock(&e->lock);
+}
+
+void engine_hold(struct engine *e, enum engine_hold hold) {
+    pthread_mutex_lock(&e->lock);
+    e->hold = hold;
+    engine_tell(e);
+    pthread_mutex_unlock(&e->lock);
+}
+
+int engine_forget(struct engine *e, uint32_t uid) {
+    uint64_t *more;
+
+    pthread_mutex_lock(&e->lock);
+    for (struct job *j = e->first; j; j = j->list_next)
+        if (j->salt == uid)
+            atomic_store(&j->forget, true);
+    more = realloc(e->forget, (e->n_forget + 1) * sizeof *more);
+    if (more) {
+        e->forget = more;
+        more[e->n_forget++] = uid;
+        engine_tell(e);
+    }
+    pthread_mutex_unlock(&e->lock);
+    return more ? 0 : err_new(-ENOMEM);
 }
 
 uint64_t engine_memory(void) {

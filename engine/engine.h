@@ -83,6 +83,13 @@ void engine_limit(struct engine *e, uint32_t n);
  * the later one counts. */
 enum { ENGINE_TIDY_KV = 1, ENGINE_TIDY_COLD = 2, ENGINE_TIDY_LOCK = 4, ENGINE_TIDY_UNLOCK = 8 };
 void engine_tidy(struct engine *e, unsigned what);
+/* What has no more steps until it is let go on: nothing, jobs of background, or all. Jobs may still
+ * be submitted, and what is being saved is. */
+enum engine_hold { ENGINE_HOLD_NONE, ENGINE_HOLD_BACKGROUND, ENGINE_HOLD_ALL };
+void engine_hold(struct engine *e, enum engine_hold hold);
+/* Give up what is kept for @uid, and what jobs of it that are there now would leave.
+ * Return: 0 or -ENOMEM. */
+int engine_forget(struct engine *e, uint32_t uid);
 /* Bytes of memory to be had now, within what control groups allow. UINT64_MAX: not known. */
 uint64_t engine_memory(void);
 /* Workers that a load would take now: one a usable core, as cpuset and quota are at this moment.

@@ -254,6 +254,12 @@ void prefix_clear(struct prefix *p) {
             kept_drop(p, k);
 }
 
+void prefix_forget(struct prefix *p, uint64_t salt) {
+    for (struct prefix_kept *k = p->kept; k < p->kept + p->n_keep; k++)
+        if (k->node && k->salt == salt)
+            kept_drop(p, k);
+}
+
 /* Look for @tok under @salt; *@ret as prefix_take() if that is more. Return: who has it. */
 static struct prefix_kept *prefix_look(struct prefix *p, uint64_t salt, const int32_t *tok, pos_t n,
                                        struct prefix_hit *ret) {

@@ -76,6 +76,8 @@ int prefix_take(struct prefix *p, uint64_t salt, const int32_t *tok, pos_t n,
 void prefix_keep(struct prefix *p, uint64_t salt, const int32_t *tok, pos_t n, uint32_t seq);
 /* Let one prefix go. Return: was there one? */
 bool prefix_yield(struct prefix *p);
+/* Let all of @salt go. */
+void prefix_forget(struct prefix *p, uint64_t salt);
 /* Let go what is beyond n_byte: call when a sequence is freed, which others may have shared. */
 void prefix_bound(struct prefix *p);
 

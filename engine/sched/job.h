@@ -104,6 +104,7 @@ struct job {
     atomic_bool halt;    /* end soon: a step of this job alone is given up for it */
     atomic_int halt_end; /* why: enum job_end, JOB_END_N until halted; the first reason stays */
     atomic_bool hold;    /* no more steps until it is false again */
+    atomic_bool forget;  /* what it evaluated is not kept */
 
     /* How far it is, for who asks: the engine thread writes, any thread reads. */
     struct {

@@ -31,6 +31,7 @@ struct sched {
     struct job_queue jobs; /* all, in order of arrival */
     uint32_t n_running;    /* have a place */
     uint64_t room;         /* bytes of the cache they have room in */
+    enum sched_hold hold;
 
     /* Events the ring had no room for, in order. Nothing runs while there are any. */
     uint32_t n_late, n_late_max;
@@ -189,7 +190,14 @@ static void sched_note_kept(struct sched *s) {
 
 /* Keep the first @n tokens of @j, which it has evaluated. */
 static void sched_keep(struct sched *s, struct job *j, pos_t n) {
+    if (atomic_load(&j->forget))
+        return;
     prefix_keep(s->prefix, j->salt, j->all.id, n, j->seq);
+    sched_note_kept(s);
+}
+
+void sched_forget(struct sched *s, uint64_t salt) {
+    prefix_forget(s->prefix, salt);
     sched_note_kept(s);
 }
 
@@ -303,25 +311,36 @@ static bool sched_sweep(struct sched *s) {
     return true;
 }
 
+void sched_hold(struct sched *s, enum sched_hold hold) {
+    s->hold = hold;
+}
+
+static bool sched_on_hold(const struct sched *s, const struct job *j) {
+    return atomic_load(&j->hold) ||
+           (j->kind != JOB_SAVE &&
+            (s->hold == SCHED_HOLD_ALL ||
+             (s->hold == SCHED_HOLD_BACKGROUND && j->fair.who.class == FAIR_BACKGROUND)));
+}
+
 /* A job on hold is given no place, nor one whose user has too much of the cache. */
 static bool sched_may(void *arg, const struct fair_job *f) {
     struct sched *s = arg;
     struct job *j = sched_job((struct fair_job *)f);
 
-    if (atomic_load(&j->hold))
+    if (sched_on_hold(s, j))
         return false;
     return s->res->kv_user == kvcache_n_byte(s->res->kv) || /* then it need not be looked at */
            sched_user_room(s, j) + sched_need(s, j) <= s->res->kv_user;
 }
 
-static bool sched_held(const struct job *j) {
-    return j->fair.running && atomic_load(&j->hold);
+static bool sched_held(const struct sched *s, const struct job *j) {
+    return j->fair.running && sched_on_hold(s, j);
 }
 
 /* Does @j give its place to @waiter: on hold, background, one of many? */
 static bool sched_yields(const struct sched *s, const struct job *j, const struct job *waiter) {
     return j->fair.running && !j->filing &&
-           (sched_held(j) || fair_yields(s->fair, &j->fair, &waiter->fair));
+           (sched_held(s, j) || fair_yields(s->fair, &j->fair, &waiter->fair));
 }
 
 /* Of those that do, the one on hold or with the least to evaluate again. NULL: nobody. */
@@ -331,8 +350,8 @@ static struct job *sched_victim(const struct sched *s, const struct job *waiter)
     for (struct job *j = s->jobs.head; j; j = j->next) {
         if (!sched_yields(s, j, waiter))
             continue;
-        if (!best || sched_held(j) > sched_held(best) ||
-            (sched_held(j) == sched_held(best) && j->n_done < best->n_done))
+        if (!best || sched_held(s, j) > sched_held(s, best) ||
+            (sched_held(s, j) == sched_held(s, best) && j->n_done < best->n_done))
             best = j;
     }
     return best;
@@ -378,7 +397,7 @@ static bool sched_files(struct sched *s) {
 
     for (struct job *j = s->jobs.head, *next; j; j = next) {
         next = j->next;
-        if (!j->fair.running || !j->filing || atomic_load(&j->hold))
+        if (!j->fair.running || !j->filing || sched_on_hold(s, j))
             continue;
         sched_file(s, j);
         any = true;
@@ -395,7 +414,7 @@ static uint32_t sched_ready(struct sched *s) {
     for (struct job *j = s->jobs.head; j; j = j->next) {
         if (!j->fair.running)
             continue;
-        fair_ready(s->fair, &j->fair, !j->filing && !atomic_load(&j->hold));
+        fair_ready(s->fair, &j->fair, !j->filing && !sched_on_hold(s, j));
         j->fair.stream = j->n_done + 1 == j->all.n;
         n += j->fair.ready && j->result.n_token > 0 && j->fair.who.class != FAIR_BACKGROUND;
     }

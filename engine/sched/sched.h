@@ -39,7 +39,8 @@ enum {
     SCHED__OK,
 
     SCHED_NO_JOB,  /* no job */
-    SCHED_ON_HOLD, /* all jobs are on hold: call again when job.hold or job.halt of one changed */
+    SCHED_ON_HOLD, /* all jobs are on hold: call again when job.hold or job.halt of one, or
+                      sched_hold(), changed that */
     SCHED_NO_ROOM, /* events wait for room in the ring: call again when some were popped */
 };
 
@@ -48,6 +49,9 @@ enum {
     SCHED_FILE_BYTES = 4 << 20,   /* of each file read or written between two steps */
     SCHED_AHEAD = 1024,           /* tokens that who does not say gets room for at a time */
 };
+
+/* Jobs that are on hold as if job.hold were set. What saves its prompt never is. */
+enum sched_hold { SCHED_HOLD_NONE, SCHED_HOLD_BACKGROUND, SCHED_HOLD_ALL };
 
 struct sched_options {
     uint32_t n_job;          /* jobs at a time at most */
@@ -83,6 +87,11 @@ AUTO_DEFINE(struct sched *, sched_free)
 
 /* Take @j, prepared; it waits for a place. JOB_EVENT_DONE hands it on. */
 void sched_add(struct sched *s, struct job *j);
+
+/* From now on. */
+void sched_hold(struct sched *s, enum sched_hold hold);
+/* Let go what is kept under @salt. */
+void sched_forget(struct sched *s, uint64_t salt);
 
 /* Return: 0: call again; or one of the above. */
 int sched_step(struct sched *s);

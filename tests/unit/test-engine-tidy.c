@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -53,9 +54,12 @@ static uint64_t locked_bytes(void) {
 }
 
 static struct engine *start_two(void) {
-    struct engine_options opt = {
-        .path = model_path, .n_ctx = N_CTX, .n_batch = 16, .n_worker = 2, .kv_fmt = QUANT_F16
-    };
+    struct engine_options opt = { .path = model_path,
+                                  .n_ctx = N_CTX,
+                                  .n_batch = 16,
+                                  .n_worker = 2,
+                                  .kv_fmt = QUANT_F16,
+                                  .prefix_bytes = UINT64_MAX };
 
     script_clear();
     shared = start_loaded(&opt);
@@ -254,6 +258,150 @@ static void test_lock(void **state) {
     await_lock(e, true);
 }
 
+/* ---- jobs on hold ---- */
+
+static void await_tokens(struct engine *e, uint64_t job) {
+    struct engine_job at = { 0 };
+
+    for (int i = 0; i < PATIENCE_MS && at.n_token < 3; i++) {
+        assert_true(engine_job(e, job, &at));
+        sleep_ms(1);
+    }
+    assert_in_range(at.n_token, 3, 150);
+}
+
+/* Tokens of @job do not come any more. */
+static void check_still(struct engine *e, uint64_t job) {
+    struct engine_job a, b;
+
+    await_idle(e);
+    assert_true(engine_job(e, job, &a));
+    sleep_ms(60);
+    assert_true(engine_job(e, job, &b));
+    assert_int_equal(a.n_token, b.n_token);
+    assert_int_equal(a.n_done, b.n_done);
+}
+
+/* Held and let go on, an answer is as long as it would have been. Background alone may be held;
+ * what comes meanwhile is held likewise. */
+static void test_hold(void **state) {
+    AUTO(engine_free) struct engine *e = start_two();
+    struct engine_request front = raw("once upon a time", 200), back = front;
+    static struct seen want, s;
+    uint64_t a, b;
+
+    back.who.class = FAIR_BACKGROUND;
+    run(e, &front, &want);
+    atomic_store(&slow_ms, 2);
+    b = submit(e, &back);
+    await_tokens(e, b);
+    engine_hold(e, ENGINE_HOLD_BACKGROUND);
+    check_still(e, b);
+    a = submit(e, &front);
+    await_tokens(e, a);
+    engine_hold(e, ENGINE_HOLD_ALL);
+    check_still(e, a);
+    check_still(e, b);
+    back.text = front.text = "another";
+    back.n_text = front.n_text = 7;
+    check_still(e, submit(e, &front));
+    check_still(e, submit(e, &back));
+    atomic_store(&slow_ms, 0);
+    engine_hold(e, ENGINE_HOLD_BACKGROUND);
+    collect(e, a, &s);
+    assert_int_equal(s.result.n_token, want.result.n_token);
+    check_still(e, b);
+    engine_hold(e, ENGINE_HOLD_NONE);
+    collect(e, b, &s);
+    assert_int_equal(s.result.n_token, want.result.n_token);
+}
+
+/* What is held ends when it is cancelled, and what is saved is written. */
+static void test_hold_ends(void **state) {
+    AUTO(engine_free) struct engine *e = start_two();
+    AUTO(close) int fd = memfd_create("save", MFD_CLOEXEC);
+    struct engine_request q = long_prompt(200, 4), keep = q;
+    static struct seen s;
+    uint64_t job;
+
+    keep.kind = ENGINE_SAVE;
+    keep.fd = fd;
+    engine_hold(e, ENGINE_HOLD_ALL);
+    job = submit(e, &q);
+    check_still(e, job);
+    run(e, &keep, &s);
+    assert_int_equal(s.result.end, ENGINE_END_STOP);
+    assert_true(lseek(fd, 0, SEEK_END) > 0);
+    engine_cancel(e, job);
+    collect(e, job, &s);
+    assert_int_equal(s.result.end, ENGINE_END_CANCELLED);
+}
+
+/* ---- what is forgotten ---- */
+
+static uint32_t n_cached(struct engine *e, uint32_t uid) {
+    struct engine_request q = long_prompt(300, 4);
+    static struct seen s;
+
+    q.who.uid = uid;
+    run(e, &q, &s);
+    return s.result.n_cached;
+}
+
+/* Nothing is found of it any more, its memory is given up; what others have stays. */
+static void test_forget(void **state) {
+    AUTO(engine_free) struct engine *e = start_two();
+    struct engine_status before, after;
+
+    assert_int_equal(n_cached(e, 1), 0);
+    assert_int_equal(n_cached(e, 2), 0);
+    engine_status(e, &before);
+    atomic_store(&n_trim, 0);
+    assert_int_equal(engine_forget(e, 1), 0);
+    await_count(&n_trim, 1);
+    await_idle(e);
+    engine_status(e, &after);
+    assert_true(after.kv_kept < before.kv_kept);
+    assert_true(after.n_kept < before.n_kept);
+    assert_int_equal(n_cached(e, 2), 299);
+    assert_int_equal(n_cached(e, 1), 0);
+    assert_int_equal(n_cached(e, 1), 299); /* from now on again */
+    assert_int_equal(engine_forget(e, 1), 0);
+    assert_int_equal(engine_forget(e, 2), 0);
+    assert_int_equal(engine_forget(e, 3), 0);
+    assert_int_equal(n_cached(e, 2), 0);
+    assert_int_equal(n_cached(e, 1), 0);
+}
+
+/* Jobs that were there leave nothing, be they running or waiting. */
+static void test_forget_running(void **state) {
+    AUTO(engine_free) struct engine *e = start_two();
+    struct engine_request q = long_prompt(300, 200);
+    struct engine_status st;
+    static struct seen s;
+    uint64_t a, b;
+
+    q.who.uid = 1;
+    atomic_store(&slow_ms, 2);
+    a = submit(e, &q);
+    await_tokens(e, a);
+    engine_hold(e, ENGINE_HOLD_ALL);
+    b = submit(e, &q);
+    assert_int_equal(engine_forget(e, 1), 0);
+    atomic_store(&slow_ms, 0);
+    engine_hold(e, ENGINE_HOLD_NONE);
+    collect(e, a, &s);
+    assert_int_equal(s.result.n_token, 200);
+    collect(e, b, &s);
+    assert_int_equal(s.result.n_token, 200);
+    assert_int_equal(s.result.n_cached, 0);
+    await_idle(e);
+    engine_status(e, &st);
+    assert_int_equal(st.n_kept, 0);
+    assert_int_equal(st.kv_kept, 0);
+    assert_int_equal(n_cached(e, 1), 0);
+}
+
 static int teardown(void **state) {
     free(scripted);
     return 0;
@@ -264,6 +412,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_beat),         cmocka_unit_test(test_limit),
         cmocka_unit_test(test_usable),       cmocka_unit_test(test_give_up),
         cmocka_unit_test(test_give_up_kept), cmocka_unit_test(test_lock),
+        cmocka_unit_test(test_hold),         cmocka_unit_test(test_hold_ends),
+        cmocka_unit_test(test_forget),       cmocka_unit_test(test_forget_running),
     };
 
     if (argc != 2) {

@@ -299,6 +299,31 @@ static void test_salt(void **state) {
     close_world(&w);
 }
 
+/* All that one salt has goes, and nothing of others. */
+static void test_forget(void **state) {
+    struct world w;
+    int32_t tok[N_CTX];
+
+    open_world(&w, 0, UINT64_MAX);
+    prefix_forget(w.p, 1);
+    fill(tok, 0, N_CTX, 10);
+    (void)visit(&w, 2, tok, 300, 0);
+    (void)visit(&w, PREFIX_PUBLIC, tok, 40, 0);
+    for (int i = 0; i < 4; i++) {
+        fill(tok, 100, N_CTX, 50 * i);
+        (void)visit(&w, 1, tok, 400, 100);
+    }
+    assert_true(prefix_n_of(w.p, 1) >= 4);
+    prefix_forget(w.p, 1);
+    assert_true(prefix_sound(w.p));
+    assert_int_equal(prefix_n_of(w.p, 1), 0);
+    assert_int_equal(prefix_n(w.p), 2);
+    assert_int_equal(visit(&w, 1, tok, 400, 0).n, 40);
+    fill(tok, 0, N_CTX, 10);
+    assert_int_equal(visit(&w, 2, tok, 300, 0).n, 299);
+    close_world(&w);
+}
+
 /* ---- at random ---- */
 
 struct seen {
@@ -359,7 +384,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chat),   cmocka_unit_test(test_sliding), cmocka_unit_test(test_cover),
         cmocka_unit_test(test_order),  cmocka_unit_test(test_fair),    cmocka_unit_test(test_salt),
-        cmocka_unit_test(test_random),
+        cmocka_unit_test(test_forget), cmocka_unit_test(test_random),
     };
 
     return cmocka_run_group_tests_name("prefix", tests, NULL, NULL);
