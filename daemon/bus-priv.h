@@ -4,7 +4,7 @@
 /*
  * bus-priv - what the files bus-*.c share
  *
- *   bus.c          the loop, the connection, the name
+ *   bus.c          the connection, the name
  *   bus-peer.c     callers: who they are, and that they left
  *   bus-call.c     one call: from message to RPC request to reply
  *   bus-polkit.c   may this caller do that?
@@ -20,6 +20,7 @@
 #include <msgpack.h>
 #include <systemd/sd-bus.h>
 
+#include "daemon/bus-loop.h"
 #include "daemon/bus.h"
 #include "daemon/server.h"
 
@@ -37,9 +38,8 @@ static inline void auto_bus_message_unref(sd_bus_message **m) {
 
 struct bus {
     struct server *server;
-    sd_bus *sd; /* NULL: not connected */
-    struct event *io, *timer, *retry;
-    bool told; /* that there is no bus */
+    struct bus_loop loop;
+    sd_bus *sd; /* of loop */
     LIST_HEAD(, bus_peer) peers;
     uint32_t n_peer;
 };

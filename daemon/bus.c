@@ -1,76 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-#include <event2/event.h>
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "daemon/bus-priv.h"
 #include "engine/base/log.h"
 
-enum {
-    BUS_BURST = 64,            /* messages before sockets have their turn */
-    BUS_RETRY_USEC = 10000000, /* until the bus is tried again */
-};
-
-static void on_ready(evutil_socket_t fd, short what, void *arg);
-
-/* ---- the loop ---- */
-
 void bus_kick(struct bus *bus) {
-    event_active(bus->timer, EV_TIMEOUT, 1);
-}
-
-/* sd-bus decides what it waits for: mirror that after everything it did. */
-static void rearm(struct bus *bus) {
-    int events = sd_bus_get_events(bus->sd);
-    usec_t at = UINT64_MAX, now = clock_usec();
-    struct timeval tv;
-    short what = EV_PERSIST;
-
-    what |= events > 0 && (events & POLLIN) ? EV_READ : 0;
-    what |= events > 0 && (events & POLLOUT) ? EV_WRITE : 0;
-    (void)event_del(bus->io);
-    (void)event_assign(bus->io, bus->server->base, sd_bus_get_fd(bus->sd), what, on_ready, bus);
-    (void)event_add(bus->io, NULL);
-
-    (void)event_del(bus->timer);
-    if (sd_bus_get_timeout(bus->sd, &at) < 0 || at == UINT64_MAX)
-        return;
-    tv = clock_timeval(at > now ? at - now : 0);
-    (void)event_add(bus->timer, &tv);
-}
-
-static void retry_later(struct bus *bus) {
-    struct timeval tv = clock_timeval(BUS_RETRY_USEC);
-
-    (void)event_add(bus->retry, &tv);
-}
-
-static void disconnect(struct bus *bus) {
-    (void)event_del(bus->io);
-    (void)event_del(bus->timer);
-    while (!LIST_EMPTY(&bus->peers))
-        bus_peer_free(LIST_FIRST(&bus->peers));
-    bus->sd = sd_bus_close_unref(bus->sd);
-}
-
-static void on_ready(evutil_socket_t fd, short what, void *arg) {
-    struct bus *bus = arg;
-    int r = 1;
-
-    for (int i = 0; i < BUS_BURST && r > 0; i++)
-        r = sd_bus_process(bus->sd, NULL);
-    if (r < 0 || sd_bus_is_open(bus->sd) <= 0) {
-        log_warning("bus", "the bus is gone: %s", strerror(r < 0 ? -r : ECONNRESET));
-        disconnect(bus);
-        retry_later(bus);
-        return;
-    }
-
-    rearm(bus);
-    if (r > 0)
-        bus_kick(bus);
+    bus_loop_kick(&bus->loop);
 }
 
 /* ---- connection ---- */
@@ -99,10 +36,12 @@ static int open_bus(const struct bus *bus, sd_bus **ret_sd) {
     }
 }
 
-static int connect_bus(struct bus *bus) {
+static int on_open(void *arg, sd_bus **ret_sd) {
+    struct bus *bus = arg;
     int r;
 
-    r = open_bus(bus, &bus->sd);
+    r = open_bus(bus, ret_sd);
+    bus->sd = *ret_sd;
     if (r >= 0)
         r = bus_manager_add(bus);
     if (r >= 0)
@@ -112,21 +51,15 @@ static int connect_bus(struct bus *bus) {
     return r < 0 ? r : 0;
 }
 
-static void on_retry(evutil_socket_t fd, short what, void *arg) {
+static void on_lost(void *arg) {
     struct bus *bus = arg;
-    int r;
 
-    r = connect_bus(bus);
-    if (!r) {
-        bus->told = false;
-        bus_kick(bus);
-        return;
-    }
-    log_at(bus->told ? LOG_LEVEL_DEBUG : LOG_LEVEL_WARNING, "bus", "no bus: %s", strerror(-r));
-    bus->told = true;
-    bus->sd = sd_bus_close_unref(bus->sd);
-    retry_later(bus);
+    while (!LIST_EMPTY(&bus->peers))
+        bus_peer_free(LIST_FIRST(&bus->peers));
+    bus->sd = NULL;
 }
+
+static const struct bus_loop_ops ops = { "bus", on_open, on_lost };
 
 /* ---- life ---- */
 
@@ -135,11 +68,6 @@ static void on_changed(void *arg) {
 
     if (bus->sd)
         bus_manager_changed(bus);
-}
-
-/* Only whom a service manager started is looked for on a bus, unless the configuration says so. */
-static bool is_wanted(const struct config *c) {
-    return c->bus == CONFIG_BUS_AUTO ? getenv("NOTIFY_SOCKET") != NULL : c->bus != CONFIG_BUS_NONE;
 }
 
 struct bus *bus_free(struct bus *bus) {
@@ -157,16 +85,7 @@ struct bus *bus_free(struct bus *bus) {
         } /* the last one takes the peer along */
         bus_call_fail(LIST_FIRST(&peer->calls), RPC_SHUTTING_DOWN, "the service is stopping", NULL);
     }
-    if (bus->sd)
-        (void)sd_bus_flush(bus->sd);
-    if (bus->io && bus->timer)
-        disconnect(bus);
-    if (bus->io)
-        event_free(bus->io);
-    if (bus->timer)
-        event_free(bus->timer);
-    if (bus->retry)
-        event_free(bus->retry);
+    bus_loop_deinit(&bus->loop);
     free(bus);
 
     return NULL;
@@ -174,8 +93,9 @@ struct bus *bus_free(struct bus *bus) {
 
 int bus_new(struct bus **ret_bus, struct server *server) {
     AUTO(bus_free) struct bus *bus = NULL;
+    int r;
 
-    if (!is_wanted(server->config)) {
+    if (!config_wants_bus(server->config)) {
         *ret_bus = NULL;
         return 0;
     }
@@ -185,15 +105,12 @@ int bus_new(struct bus **ret_bus, struct server *server) {
         return err_new(-ENOMEM);
     bus->server = server;
     LIST_INIT(&bus->peers);
-    bus->io = event_new(server->base, -1, 0, on_ready, bus);
-    bus->timer = evtimer_new(server->base, on_ready, bus);
-    bus->retry = evtimer_new(server->base, on_retry, bus);
-    if (!bus->io || !bus->timer || !bus->retry)
-        return err_new(-ENOMEM);
-
     models_watch(server->models, on_changed, bus);
     residency_watch(server->residency, on_changed, bus);
-    on_retry(-1, 0, bus);
+    r = bus_loop_init(&bus->loop, server->base, &ops, bus);
+    if (r)
+        return err_up(r);
+
     *ret_bus = take(bus);
     return 0;
 }

@@ -314,6 +314,10 @@ const char *config_cache_dir(const struct config *c) {
     return c->cache_dir ? c->cache_dir : getenv("CACHE_DIRECTORY");
 }
 
+bool config_wants_bus(const struct config *c) {
+    return c->bus == CONFIG_BUS_AUTO ? getenv("NOTIFY_SOCKET") != NULL : c->bus != CONFIG_BUS_NONE;
+}
+
 static void print_value(const struct config *c, const struct config_key *k, FILE *f) {
     const void *at = (const char *)c + k->offset;
 

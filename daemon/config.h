@@ -75,6 +75,10 @@ AUTO_DEFINE(struct config *, config_free)
  * none. */
 const char *config_cache_dir(const struct config *c);
 
+/* Is a message bus to be looked for? Unless the configuration says so, only by whom a service manager
+ * started. */
+bool config_wants_bus(const struct config *c);
+
 /* The values in force, one a line, and where each comes from. */
 void config_print(const struct config *c, FILE *f);
 /* The table itself: key, type, default, meaning. */
