@@ -120,6 +120,18 @@ static void put_pressure(const struct ctl *c, const struct moe_value *status) {
     (void)fputs("\n", stdout);
 }
 
+/* What is done to save power, or before the machine sleeps; nothing is said when nothing is. */
+static void put_power(const struct ctl *c, const struct moe_value *power) {
+    if (!uint_of(power, "level"))
+        return;
+    put_label("Power");
+    if (uint_of(power, "level") == 1)
+        (void)printf("%s, requests of background wait\n",
+                     moe_bool(moe_get(power, "saver")) ? "the power saver is on" : "on battery");
+    else
+        (void)puts("the machine is about to sleep, all requests wait");
+}
+
 int verb_status(struct ctl *c) {
     const struct moe_value *v, *memory, *queue, *tokens;
     int r;
@@ -149,6 +161,7 @@ int verb_status(struct ctl *c) {
         (void)printf("%12s: from the model's %s\n", "Weights", text_of(v, "weights"));
     if (moe_get(v, "pressure"))
         put_pressure(c, v);
+    put_power(c, moe_get(v, "power"));
     (void)printf("%12s: %ju, ", "Threads", (uintmax_t)uint_of(v, "threads"));
     put(c, text_of(v, "tier"));
     if (moe_size(moe_get(v, "shards")) > 1)

@@ -370,7 +370,7 @@ static int get_number(sd_bus_message *reply, struct server *s, const char *name)
     if (strcmp(name, "PressureLevel") == 0)
         return sd_bus_message_append(reply, "u", residency_level(s->residency));
     if (strcmp(name, "PowerLevel") == 0)
-        return sd_bus_message_append(reply, "u", s->power_level);
+        return sd_bus_message_append(reply, "u", power_level(s->power));
     return sd_bus_message_append(reply, "u", state_of(s));
 }
 

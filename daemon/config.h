@@ -38,6 +38,8 @@ enum { CONFIG_KEY_MAX = 48 };
 
 enum config_bus { CONFIG_BUS_AUTO, CONFIG_BUS_SYSTEM, CONFIG_BUS_SESSION, CONFIG_BUS_NONE };
 enum config_store { CONFIG_STORE_CACHE, CONFIG_STORE_FDSTORE, CONFIG_STORE_NONE };
+enum config_forget { CONFIG_FORGET_LOCK, CONFIG_FORGET_LOGOUT, CONFIG_FORGET_NEVER };
+enum config_save { CONFIG_SAVE_BATTERY, CONFIG_SAVE_PROFILE, CONFIG_SAVE_NEVER };
 enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32, CONFIG_KV_Q8_0 };
 
 struct config {
@@ -48,6 +50,7 @@ struct config {
         sequences, stall_timeout, step_bound, user_bytes, user_connections, user_jobs,
         user_kv_bytes;
     uint64_t user_sessions, session_idle, saved_bytes;
+    uint64_t forget, power_save, power_threads;
 
     struct usecase_list use_cases; /* by purpose, see usecase.h */
     char *from[CONFIG_KEY_MAX];    /* where each key's value comes from, NULL: the default */
@@ -75,8 +78,8 @@ AUTO_DEFINE(struct config *, config_free)
  * none. */
 const char *config_cache_dir(const struct config *c);
 
-/* Is a message bus to be looked for? Unless the configuration says so, only by whom a service manager
- * started. */
+/* Is a message bus to be looked for? Unless the configuration says so, only by whom a service
+ * manager started. */
 bool config_wants_bus(const struct config *c);
 
 /* The values in force, one a line, and where each comes from. */

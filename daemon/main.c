@@ -11,6 +11,7 @@
 #include "daemon/bus.h"
 #include "daemon/listen.h"
 #include "daemon/notify.h"
+#include "daemon/power-watch.h"
 #include "daemon/server.h"
 #include "daemon/watchdog.h"
 #include "engine/base/log.h"
@@ -228,6 +229,7 @@ static int run(struct config *config, struct why *why) {
     AUTO(main_base_free) struct event_base *base = event_base_new();
     AUTO(server_free) struct server *server = NULL;
     AUTO(bus_free) struct bus *bus = NULL;
+    AUTO(power_watch_free) struct power_watch *power = NULL;
     AUTO(watchdog_free) struct watchdog *watchdog = NULL;
     struct listen listen = { 0 };
     int r;
@@ -242,6 +244,8 @@ static int run(struct config *config, struct why *why) {
         r = listen_all(server, &listen, why);
     if (!r)
         r = bus_new(&bus, server);
+    if (!r)
+        r = power_watch_new(&power, server);
     if (!r)
         r = watchdog_new(&watchdog, base, server->models);
     if (!r)

@@ -43,6 +43,8 @@ struct models {
 
     unsigned tidy; /* what engines are told, see engine_tidy() */
     bool closed;
+    bool saving; /* power */
+    enum engine_hold hold;
     uint64_t need, have; /* bytes, of the last MODELS_MEMORY */
 
     struct tasks *tasks;
@@ -282,6 +284,18 @@ static void cancel_load(void *arg) {
     say_status(m, NULL);
 }
 
+/* Threads that the configuration asks for, or the machine has now; when power is to be saved, half
+ * of them, or as many as are configured for that. */
+static void set_threads(struct models *m) {
+    int n = m->config->threads ? (int)m->config->threads : engine_usable();
+    int few = m->config->power_threads ? (int)m->config->power_threads : (n + 1) / 2;
+
+    if (n < 0)
+        log_warning("models", "cannot read the machine's layout: %s", strerror(-n));
+    else if (m->engine)
+        engine_limit(m->engine, (uint32_t)(m->saving && few < n ? few : n));
+}
+
 static int start(struct models *m, const struct registry_file *f, uid_t uid, struct why *why) {
     static const enum quant_fmt kv_fmt[] = {
         [CONFIG_KV_F16] = QUANT_F16, [CONFIG_KV_F32] = QUANT_F32, [CONFIG_KV_Q8_0] = QUANT_Q8_0
@@ -327,6 +341,9 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
     r = engine_new(&m->engine, &opt, why);
     if (r)
         return err_up(r);
+    if (m->saving)
+        set_threads(m);
+    engine_hold(m->engine, m->hold);
     m->readable = event_new(m->base, engine_fd(m->engine), EV_READ | EV_PERSIST, on_engine, m);
     if (!m->readable || event_add(m->readable, NULL) < 0)
         return err_new(-ENOMEM);
@@ -482,6 +499,23 @@ void models_shortage(const struct models *m, uint64_t *ret_need, uint64_t *ret_h
     *ret_have = m->have;
 }
 
+/* ---- power ---- */
+
+void models_power(struct models *m, bool saving, enum engine_hold hold) {
+    m->saving = saving;
+    m->hold = hold;
+    set_threads(m); /* the machine may have others than before it slept */
+    if (m->engine)
+        engine_hold(m->engine, hold);
+    if (m->changed)
+        m->changed(m->changed_arg);
+}
+
+void models_forget(struct models *m, uid_t uid) {
+    if (m->engine && engine_forget(m->engine, uid) < 0)
+        log_warning("models", "user %u: not forgotten: out of memory", (unsigned)uid);
+}
+
 /* ---- work ---- */
 
 int models_submit(struct models *m, const char *id, uid_t uid, struct engine_request *req,
@@ -528,16 +562,6 @@ void models_at(const struct models *m, const struct models_job *job, struct engi
 void models_watch(struct models *m, void (*changed)(void *arg), void *arg) {
     m->changed = changed;
     m->changed_arg = arg;
-}
-
-/* Threads that the configuration asks for, or the machine has now. */
-static void set_threads(struct models *m) {
-    int n = m->config->threads ? (int)m->config->threads : engine_usable();
-
-    if (n < 0)
-        log_warning("models", "cannot read the machine's layout: %s", strerror(-n));
-    else if (m->engine)
-        engine_limit(m->engine, (uint32_t)n);
 }
 
 void models_reconfigure(struct models *m, const struct config *config) {

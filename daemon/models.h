@@ -111,6 +111,13 @@ struct fdstore *models_store(struct models *m);
 /* What the last MODELS_MEMORY was about: bytes needed, bytes there were. */
 void models_shortage(const struct models *m, uint64_t *ret_need, uint64_t *ret_have);
 
+/* ---- power ---- */
+
+/* Compute with fewer threads, and hold jobs back, now and in models that are loaded later. */
+void models_power(struct models *m, bool saving, enum engine_hold hold);
+/* As engine_forget(). */
+void models_forget(struct models *m, uid_t uid);
+
 /* ---- work ---- */
 
 /* A job of the engine. Whoever asks embeds one; it is linked here until ENGINE_DONE, which always

@@ -74,6 +74,11 @@ static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
     msgpack_pack_map(p, 2);
     rpc_pack_uint(p, "level", residency_level(c->server->residency));
     rpc_pack_uint(p, "max", PRESSURE_MAX);
+    wire_pack_str(p, "power");
+    msgpack_pack_map(p, 3);
+    rpc_pack_uint(p, "level", power_level(c->server->power));
+    rpc_pack_bool(p, "battery", power_sign(c->server->power, POWER_BATTERY));
+    rpc_pack_bool(p, "saver", power_sign(c->server->power, POWER_SAVER));
     rpc_pack_uint(p, "threads", st->n_worker);
     rpc_pack_str(p, "tier", st->tier ? st->tier : "");
     wire_pack_str(p, "queue");
@@ -117,7 +122,7 @@ int rpc_server_status(struct rpc_call *c) {
     struct engine_status st;
 
     models_engine(m, &st);
-    msgpack_pack_map(p, 13u + (model != NULL) + (info != NULL) + failed + loading);
+    msgpack_pack_map(p, 14u + (model != NULL) + (info != NULL) + failed + loading);
     rpc_pack_str(p, "state", metrics_state(c->server));
     if (failed)
         rpc_pack_str(p, "reason", models_reason(m));

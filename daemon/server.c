@@ -175,6 +175,7 @@ void server_reconfigure(struct server *s, struct config *config) {
     models_reconfigure(s->models, config);
     if (residency_reconfigure(s->residency, config) < 0)
         log_warning("server", "memory pressure is no longer watched: out of memory");
+    power_reconfigure(s->power, config);
     (void)config_free(old);
 }
 
@@ -185,6 +186,7 @@ struct server *server_free(struct server *s) {
     close_listeners(s);
     while (!LIST_EMPTY(&s->channels))
         (void)channel_free(LIST_FIRST(&s->channels));
+    (void)power_free(s->power);
     (void)residency_free(s->residency);
     session_deinit_all(&s->sessions);
     (void)models_free(s->models);
@@ -225,6 +227,8 @@ int server_new(struct server **ret_server, struct event_base *base, struct confi
         r = models_new(&s->models, base, s->tasks, config);
     if (!r)
         r = residency_new(&s->residency, base, s->models, config);
+    if (!r)
+        r = power_new(&s->power, s->models, config);
     if (r)
         return err_up(r);
 

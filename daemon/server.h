@@ -15,6 +15,7 @@
 #include "daemon/clock.h"
 #include "daemon/config.h"
 #include "daemon/models.h"
+#include "daemon/power.h"
 #include "daemon/residency.h"
 #include "daemon/session.h"
 #include "daemon/tasks.h"
@@ -37,12 +38,12 @@ struct server {
     struct account *account;
     struct work_list works; /* requests the engine has */
     struct residency *residency;
+    struct power *power;
     struct channel_list channels;
     uint32_t n_channel;
     uint64_t next_channel;
     struct sessions sessions;
     usec_t started_usec;
-    unsigned power_level; /* of the machine, as PowerLevel on the bus; 0: not known */
     bool stopping;
 
     struct evconnlistener *listener[SERVER_LISTENER_MAX];

@@ -256,15 +256,6 @@ static uint32_t engine_n_worker(const struct engine *e) {
     return limit && limit < n ? limit : n;
 }
 
-/* Give up what is kept of users, and its memory. */
-static unsigned engine_do_forget(struct engine *e, struct sched *s) {
-    bool any = e->n_forget > 0;
-
-    while (e->n_forget > 0)
-        sched_forget(s, e->forget[--e->n_forget]);
-    return any ? ENGINE_TIDY_KV : 0;
-}
-
 /* Between two steps: what the daemon's thread wants of memory, workers and jobs. */
 static void engine_do_tidy(struct engine *e, struct sched *s) {
     static const enum sched_hold hold[] = { [ENGINE_HOLD_NONE] = SCHED_HOLD_NONE,
@@ -274,8 +265,10 @@ static void engine_do_tidy(struct engine *e, struct sched *s) {
     unsigned what;
 
     pthread_mutex_lock(&e->lock);
-    what = e->tidy | engine_do_forget(e, s);
+    what = e->tidy;
     e->tidy = 0;
+    while (e->n_forget > 0)
+        sched_forget(s, e->forget[--e->n_forget]);
     sched_hold(s, hold[e->hold]);
     pthread_mutex_unlock(&e->lock);
 

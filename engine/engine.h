@@ -84,7 +84,8 @@ void engine_limit(struct engine *e, uint32_t n);
 enum { ENGINE_TIDY_KV = 1, ENGINE_TIDY_COLD = 2, ENGINE_TIDY_LOCK = 4, ENGINE_TIDY_UNLOCK = 8 };
 void engine_tidy(struct engine *e, unsigned what);
 /* What has no more steps until it is let go on: nothing, jobs of background, or all. Jobs may still
- * be submitted, and what is being saved is. */
+ * be submitted, and what is being saved is. With all, memory of the cache that holds nothing is
+ * given up. */
 enum engine_hold { ENGINE_HOLD_NONE, ENGINE_HOLD_BACKGROUND, ENGINE_HOLD_ALL };
 void engine_hold(struct engine *e, enum engine_hold hold);
 /* Give up what is kept for @uid, and what jobs of it that are there now would leave.

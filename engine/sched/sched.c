@@ -198,6 +198,7 @@ static void sched_keep(struct sched *s, struct job *j, pos_t n) {
 
 void sched_forget(struct sched *s, uint64_t salt) {
     prefix_forget(s->prefix, salt);
+    kvcache_trim(s->res->kv);
     sched_note_kept(s);
 }
 
@@ -312,6 +313,8 @@ static bool sched_sweep(struct sched *s) {
 }
 
 void sched_hold(struct sched *s, enum sched_hold hold) {
+    if (hold == SCHED_HOLD_ALL && s->hold != hold)
+        kvcache_trim(s->res->kv);
     s->hold = hold;
 }
 

@@ -88,9 +88,9 @@ AUTO_DEFINE(struct sched *, sched_free)
 /* Take @j, prepared; it waits for a place. JOB_EVENT_DONE hands it on. */
 void sched_add(struct sched *s, struct job *j);
 
-/* From now on. */
+/* From now on. When all are held, memory of the cache that holds nothing is given back. */
 void sched_hold(struct sched *s, enum sched_hold hold);
-/* Let go what is kept under @salt. */
+/* Let go what is kept under @salt, and give its memory back. */
 void sched_forget(struct sched *s, uint64_t salt);
 
 /* Return: 0: call again; or one of the above. */

@@ -42,7 +42,7 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
   <allow send_destination="org.freedesktop.PolicyKit1"/>
  </policy>
  <policy user="{user}"><allow own="org.freedesktop.PolicyKit1"/></policy>
- <include>{dir}/policy.conf</include>
+{extra} <include>{dir}/policy.conf</include>
 </busconfig>
 """
 
@@ -50,13 +50,15 @@ CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configurat
 class Bus:
     """dbus-daemon as a system bus: nobody owns or calls anything that a policy does not allow."""
 
-    def __init__(self):
+    def __init__(self, own=()):
+        """@own: names of services that a test brings."""
         self.dir = pathlib.Path(tempfile.mkdtemp(prefix="moed-bus-"))
         self.dir.chmod(0o755)
         user = pwd.getpwuid(os.geteuid()).pw_name
         policy = (BUILD / f"dbus/{NAME}.conf").read_text()
         (self.dir / "policy.conf").write_text(policy.replace('user="moed"', f'user="{user}"'))
-        (self.dir / "bus.conf").write_text(CONFIG.format(dir=self.dir, user=user))
+        extra = "".join(f' <policy user="{user}"><allow own="{n}"/><allow send_destination="{n}"/></policy>\n' for n in own)
+        (self.dir / "bus.conf").write_text(CONFIG.format(dir=self.dir, user=user, extra=extra))
         self.address = f"unix:path={self.dir}/bus"
         self.procs = []
         self.daemon = self.spawn(["dbus-daemon", f"--config-file={self.dir}/bus.conf", "--nofork", "--nopidfile",

@@ -147,6 +147,15 @@ void engine_tidy(struct engine *e, unsigned what) {
     fake.tidy |= what;
 }
 
+void engine_hold(struct engine *e, enum engine_hold hold) {
+    fake.hold = hold;
+}
+
+int engine_forget(struct engine *e, uint32_t uid) {
+    fake.forgot[fake.n_forgot++ % 8] = uid;
+    return 0;
+}
+
 uint64_t engine_memory(void) {
     return fake.memory;
 }

@@ -36,7 +36,10 @@ struct fake {
     int usable; /* what engine_usable() returns */
     uint32_t n_limit;
     int weights_fd; /* what engine_weights() returns */
-    unsigned tidy;  /* all that engine_tidy() was told since it was looked at */
+    enum engine_hold hold;
+    uint32_t forgot[8]; /* [n_forgot] what engine_forget() was told */
+    uint32_t n_forgot;
+    unsigned tidy; /* all that engine_tidy() was told since it was looked at */
     uint64_t memory;
 };
 extern struct fake fake;
