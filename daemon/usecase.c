@@ -109,10 +109,17 @@ static bool state_path(const char *id, char *path, size_t n) {
            (size_t)snprintf(path, n, "%.*s/use-case-%s", (int)strcspn(dir, ":"), dir, id) < n;
 }
 
+/* Of what was set there is the model alone. */
+static int set_model(void *arg, const char *key, const char *value, const char *from,
+                     struct why *why) {
+    return strcmp(key, "model") == 0 ? set_key(arg, key, value, from, why)
+                                     : why_set(why, USECASE_BAD, "%s: cannot be set", key);
+}
+
 static int apply_set(struct usecase *u, struct why *why) {
     char path[4096];
 
-    return state_path(u->id, path, sizeof path) ? conffile_read(path, false, set_key, u, why) : 0;
+    return state_path(u->id, path, sizeof path) ? conffile_read(path, false, set_model, u, why) : 0;
 }
 
 int usecase_set_model(const char *id, const char *model, struct why *why) {
