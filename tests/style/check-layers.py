@@ -26,6 +26,7 @@ LAYERS = {
     "daemon": ["engine/base", "engine", "client"],
     "client": [],
     "client/openai": ["client"],
+    "client/portal": ["client"],
 }
 INCLUDE = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
 
