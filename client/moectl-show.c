@@ -132,6 +132,14 @@ static void put_power(const struct ctl *c, const struct moe_value *power) {
         (void)puts("the machine is about to sleep, all requests wait");
 }
 
+/* What is kept of prompts and answers, and what that was good for. */
+static void put_prefixes(const struct moe_value *v) {
+    (void)printf("%12s: %ju, %ju of them public, in %s; %ju hits saved %ju tokens\n", "Kept",
+                 (uintmax_t)uint_of(v, "kept"), (uintmax_t)uint_of(v, "public"),
+                 ctl_bytes(uint_of(v, "bytes")), (uintmax_t)uint_of(v, "hits"),
+                 (uintmax_t)uint_of(v, "saved"));
+}
+
 int verb_status(struct ctl *c) {
     const struct moe_value *v, *memory, *queue, *tokens;
     int r;
@@ -172,6 +180,8 @@ int verb_status(struct ctl *c) {
     (void)printf("%12s: %ju\n", "Connections", (uintmax_t)uint_of(v, "connections"));
     (void)printf("%12s: %ju read, %ju generated\n", "Tokens", (uintmax_t)uint_of(tokens, "prompt"),
                  (uintmax_t)uint_of(tokens, "generated"));
+    if (moe_get(v, "prefixes"))
+        put_prefixes(moe_get(v, "prefixes"));
     return EXIT_OK;
 }
 

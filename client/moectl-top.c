@@ -26,6 +26,7 @@ enum {
     REFRESH_USEC = 1000000,
     NAME_MAX_SHOWN = 40, /* bytes of a unit's name */
     LINE_SIZE = 512,
+    N_HEAD = 4, /* lines above the table */
 };
 
 /* ---- metrics, kill ---- */
@@ -175,7 +176,7 @@ struct top {
     struct rows now, last; /* sorted by id */
     uint64_t uptime, n_in, n_out;
     double rate_in, rate_out;
-    char head[3][LINE_SIZE];
+    char head[N_HEAD][LINE_SIZE];
     unsigned line, n_line, n_column; /* being painted, of those there are; 0: any number */
 };
 
@@ -210,6 +211,7 @@ static void on_status(struct moe *m, uint32_t id, const struct moe_value *v,
                       const struct moe_error *error, void *userdata) {
     struct top *t = userdata;
     const struct moe_value *queue = moe_get(v, "queue"), *memory = moe_get(v, "memory");
+    const struct moe_value *kept = moe_get(v, "prefixes");
     uint64_t up = uint_of(v, "uptime_us"), n_in = uint_of(moe_get(v, "tokens"), "prompt");
     uint64_t n_out = uint_of(moe_get(v, "tokens"), "generated");
 
@@ -236,6 +238,11 @@ static void on_status(struct moe *m, uint32_t id, const struct moe_value *v,
     (void)snprintf(t->head[2], LINE_SIZE, "%s of memory, %s of it weights; %ju threads",
                    ctl_bytes(uint_of(memory, "resident")), ctl_bytes(uint_of(memory, "weights")),
                    (uintmax_t)uint_of(v, "threads"));
+    (void)snprintf(t->head[3], LINE_SIZE,
+                   "%ju prompts kept, %ju of them public, in %s; %ju hits saved %ju tokens",
+                   (uintmax_t)uint_of(kept, "kept"), (uintmax_t)uint_of(kept, "public"),
+                   ctl_bytes(uint_of(kept, "bytes")), (uintmax_t)uint_of(kept, "hits"),
+                   (uintmax_t)uint_of(kept, "saved"));
 }
 
 static int by_id(const void *a, const void *b) {
@@ -370,7 +377,7 @@ static void paint(struct top *t) {
     if (fresh)
         (void)fputs("\033[2J", stdout);
     fresh = 0;
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i < N_HEAD; i++)
         put_line(t, false, "%s", t->head[i]);
     put_line(t, false, "%s", "");
     put_line(t, true, "%7s %-10s %c %-11s %9s %9s %9s %7s %10s %7s  %-14s %s", "JOB", "USER", 'S',

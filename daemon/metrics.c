@@ -136,16 +136,25 @@ static void put_engine(struct out *o, const struct server *s) {
     single(o, "moed_queue_limit", "gauge", NULL, "Generations that may wait.",
            st.n_queue_max ? st.n_queue_max : s->config->queue, false);
     family(o, "moed_memory_bytes", "gauge", "bytes",
-           "Memory of the process, and in it of weights, of keys and values at most, and of those "
-           "that generations have room in.");
+           "Memory of the process, and in it of weights, of keys and values at most, of those that "
+           "generations have room in, and of those that only kept prompts hold.");
     sample_of(o, "kind", "resident", metrics_resident());
     sample_of(o, "kind", "weights", info ? info->weight_bytes : 0);
     sample_of(o, "kind", "kv", st.kv_bytes);
     sample_of(o, "kind", "kv_used", st.kv_room);
+    sample_of(o, "kind", "kv_cached", st.kv_kept);
     family(o, "moed_engine_tokens", "counter", NULL,
            "Tokens evaluated of prompts, and generated, since the model was loaded.");
     sample_of(o, "kind", "prompt", st.n_prompt_token);
     sample_of(o, "kind", "generated", st.n_token);
+    family(o, "moed_engine_prefixes", "gauge", NULL,
+           "Prompts and answers that are kept: of one user, and public ones.");
+    sample_of(o, "kind", "private", st.n_kept > st.n_public ? st.n_kept - st.n_public : 0);
+    sample_of(o, "kind", "public", st.n_public);
+    single(o, "moed_engine_prefix_hits", "counter", NULL,
+           "Generations that began with something kept.", st.n_hit, false);
+    single(o, "moed_engine_prefix_tokens", "counter", NULL,
+           "Tokens that were not evaluated, for they were kept.", st.n_saved, false);
     single(o, "moed_engine_evictions", "counter", NULL,
            "Generations that lost their place to others and began again.", st.n_evicted, false);
     single(o, "moed_engine_step_seconds", "gauge", "seconds",

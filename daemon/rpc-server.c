@@ -91,6 +91,13 @@ static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
     msgpack_pack_map(p, 2);
     rpc_pack_uint(p, "prompt", st->n_prompt_token);
     rpc_pack_uint(p, "generated", st->n_token);
+    wire_pack_str(p, "prefixes");
+    msgpack_pack_map(p, 5);
+    rpc_pack_uint(p, "kept", st->n_kept);
+    rpc_pack_uint(p, "public", st->n_public);
+    rpc_pack_uint(p, "bytes", st->kv_kept);
+    rpc_pack_uint(p, "hits", st->n_hit);
+    rpc_pack_uint(p, "saved", st->n_saved);
 }
 
 static void pack_shards(const struct models *m, msgpack_packer *p) {
@@ -122,7 +129,7 @@ int rpc_server_status(struct rpc_call *c) {
     struct engine_status st;
 
     models_engine(m, &st);
-    msgpack_pack_map(p, 14u + (model != NULL) + (info != NULL) + failed + loading);
+    msgpack_pack_map(p, 15u + (model != NULL) + (info != NULL) + failed + loading);
     rpc_pack_str(p, "state", metrics_state(c->server));
     if (failed)
         rpc_pack_str(p, "reason", models_reason(m));

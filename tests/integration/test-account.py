@@ -130,6 +130,28 @@ class Metrics(Served):
             self.assertRaises(Hangup, bad.wait, 1)
         self.assertEqual(self.sum("moed_refusals", **mine) - before["moed_refusals"], 1)
 
+    def test_prefixes(self):
+        """What is kept, and what it saves: the same in status, metrics, top and usage."""
+        def now():
+            return self.c.call("server.status")["prefixes"]
+        before, tokens = now(), list(range(100, 140)) * 3
+        asked = {"tokens": tokens, "max_tokens": 4, "logit_bias": LONG["logit_bias"]}
+        self.assertEqual(self.c.call("generate", **asked)["usage"]["cached"], 0)
+        first = now()
+        self.assertGreater(first["kept"], before["kept"])
+        self.assertGreater(first["bytes"], before["bytes"])
+        self.assertEqual((first["hits"], first["saved"], first["public"]), (before["hits"], before["saved"], 0))
+        self.assertEqual(self.c.call("generate", **asked)["usage"]["cached"], len(tokens) - 1)
+        again = now()
+        self.assertEqual((again["hits"], again["saved"]), (first["hits"] + 1, first["saved"] + len(tokens) - 1))
+        for family, labels, key in (("moed_engine_prefixes", {"kind": "private"}, "kept"), ("moed_engine_prefixes", {"kind": "public"}, "public"),
+                                    ("moed_memory_bytes", {"kind": "kv_cached"}, "bytes"), ("moed_engine_prefix_hits", {}, "hits"),
+                                    ("moed_engine_prefix_tokens", {}, "saved")):
+            self.assertEqual(self.sum(family, **labels), again[key], family)
+        said = subprocess.run([MOECTL, "--socket", self.moed.path, "top", "--once"], capture_output=True, text=True, timeout=60)
+        self.assertIn(f"{again['kept']} prompts kept, 0 of them public, in ", said.stdout)
+        self.assertIn(f"; {again['hits']} hits saved {again['saved']} tokens", said.stdout)
+
     @unittest.skipUnless(os.geteuid() == 0, "takes root")
     def test_others(self):
         """Root sees all rows, another user its own; jobs likewise."""

@@ -381,6 +381,7 @@ class Others(Case):
               "memory": {"resident": 3 << 30, "weights": 2 << 30, "kv": 1 << 30}, "threads": 8, "tier": "avx2",
               "queue": {"running": 1, "waiting": 2, "max": 9}, "connections": 3,
               "tokens": {"prompt": 10, "generated": 20},
+              "prefixes": {"kept": 5, "public": 2, "bytes": 3 << 20, "hits": 7, "saved": 900},
               "shards": [{"node": 0, "cpus": [0, 2], "bytes": 1 << 30}, {"node": 3, "cpus": [4, 6], "bytes": 3 << 29}]}
 
     def test_status(self):
@@ -388,7 +389,8 @@ class Others(Case):
         out = self.moectl("status").stdout.decode()
         for line in ("State: ready", "process 1234, up 1 h 2 min", "3.0 GiB (weights 2.0 GiB, context 1.0 GiB)",
                      "Weights: from the model's image", "Threads: 8, avx2, 2 shards",
-                     "1 running, 2 waiting, 9 at most", "10 read, 20 generated"):
+                     "1 running, 2 waiting, 9 at most", "10 read, 20 generated",
+                     "Kept: 5, 2 of them public, in 3.0 MiB; 7 hits saved 900 tokens"):
             self.assertIn(line, out)
         self.assertEqual(json.loads(self.moectl("--json", "status").stdout), self.STATUS)
         self.check(self.moectl("status", "--no-pager", "-q"), 0)
