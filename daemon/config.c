@@ -74,6 +74,9 @@ static const struct config_key keys[] = {
       "worker threads while power is saved; 0: half of them" },
     { "prefix-bytes",     CONFIG_SIZE, AT(prefix_bytes),    0, 1ull << 50, "1024T", { NULL },
       "part of kv-bytes for prompts and answers that are kept, as far as generations leave it; 0: none are" },
+    { "prefix-dir",       CONFIG_PATH, AT(prefix_dir),      0, 4095,
+      "/usr/share/moed/prefixes.d", { NULL },
+      "instructions in *.txt files of root's, evaluated when there is no work and shared by all users" },
     { "preload",          CONFIG_BOOL, AT(preload),         0, 1,          "yes", { NULL },
       "load the default model at start, not at the first request" },
     { "pressure-calm",    CONFIG_UINT, AT(pressure_calm),   1, 86400,      "30", { NULL },
@@ -273,6 +276,7 @@ struct config *config_free(struct config *c) {
     free(c->default_model);
     free(c->log);
     free(c->cache_dir);
+    free(c->prefix_dir);
     usecase_deinit(&c->use_cases);
     free(c->pressure_watch);
     for (size_t i = 0; i < N_KEY; i++)

@@ -43,7 +43,8 @@ enum config_save { CONFIG_SAVE_BATTERY, CONFIG_SAVE_PROFILE, CONFIG_SAVE_NEVER }
 enum config_kv { CONFIG_KV_F16, CONFIG_KV_F32, CONFIG_KV_Q8_0 };
 
 struct config {
-    char *model, *model_dir, *default_model, *log, *cache_dir, *pressure_watch; /* NULL: not set */
+    char *model, *model_dir, *default_model, *log, *cache_dir, *prefix_dir,
+        *pressure_watch; /* NULL: not set */
     bool preload, exact, lock_weights, oversize;
     uint64_t weights_store, residency, idle_timeout, pressure_calm;
     uint64_t bus, context, kv_bytes, kv_type, threads, batch, queue, max_connections, prefix_bytes,

@@ -36,7 +36,9 @@ struct models {
     struct engine *engine;
     struct event *readable;
     LIST_HEAD(, models_job) jobs;
-    uint32_t n_job;
+    uint32_t n_job;                       /* without idle ones */
+    void (*idle)(void *arg, bool loaded); /* NULL: nobody wants to know */
+    void *idle_arg;
 
     struct fdstore store; /* weights of the resident model, or of the last start's */
     usec_t idle_since;    /* when it was loaded or had its last work */
@@ -230,17 +232,19 @@ static void on_load_failed(struct models *m, const struct why *why) {
 static void job_event(struct models *m, struct models_job *job, const struct engine_event *ev) {
     if (ev->kind == ENGINE_DONE) {
         LIST_REMOVE(job, link);
-        m->n_job--;
-        m->idle_since = clock_usec();
+        m->n_job -= !job->idle;
+        m->idle_since = job->idle ? m->idle_since : clock_usec();
     }
     job->event(job, ev);
 }
 
 static void on_engine(evutil_socket_t fd, short what, void *arg) {
     struct models *m = arg;
+    bool loaded = false, worked = m->n_job > 0;
     struct engine_event ev;
 
     while (engine_next(m->engine, &ev)) {
+        loaded = loaded || ev.kind == ENGINE_LOADED;
         if (ev.kind == ENGINE_LOADED)
             on_loaded(m);
         else if (ev.kind == ENGINE_LOAD_FAILED)
@@ -250,6 +254,9 @@ static void on_engine(evutil_socket_t fd, short what, void *arg) {
         else if (ev.userdata)
             job_event(m, ev.userdata, &ev);
     }
+    if (m->idle && m->state == MODELS_LOADED && !(m->tidy & ENGINE_TIDY_KV) &&
+        (loaded || (worked && m->n_job == 0)))
+        m->idle(m->idle_arg, loaded);
 }
 
 /* Let the resident model go. Jobs it still has end with @why. */
@@ -531,7 +538,7 @@ int models_submit(struct models *m, const char *id, uid_t uid, struct engine_req
     case 0:
         job->id = tasks_number(m->tasks);
         LIST_INSERT_HEAD(&m->jobs, job, link);
-        m->n_job++;
+        m->n_job += !job->idle;
         return 0;
     case ENGINE_BUSY:
         return MODELS_QUEUE_FULL;
@@ -562,6 +569,11 @@ void models_at(const struct models *m, const struct models_job *job, struct engi
 void models_watch(struct models *m, void (*changed)(void *arg), void *arg) {
     m->changed = changed;
     m->changed_arg = arg;
+}
+
+void models_on_idle(struct models *m, void (*fn)(void *arg, bool loaded), void *arg) {
+    m->idle = fn;
+    m->idle_arg = arg;
 }
 
 void models_reconfigure(struct models *m, const struct config *config) {

@@ -126,6 +126,7 @@ struct models_job {
     LIST_ENTRY(models_job) link;
     uint64_t id;         /* a number of tasks_number() */
     uint64_t engine_job; /* the engine's own number */
+    bool idle;           /* nobody waits for it: it is no work, and goes with the model */
     void (*event)(struct models_job *job, const struct engine_event *ev);
 };
 
@@ -137,5 +138,8 @@ void models_cancel(struct models *m, struct models_job *job);
 void models_pause(struct models *m, struct models_job *job, bool pause);
 /* How far it is. */
 void models_at(const struct models *m, const struct models_job *job, struct engine_job *ret);
-/* Jobs that have not ended. */
+/* Jobs that have not ended, but for idle ones. */
 uint32_t models_n_job(const struct models *m);
+/* Call @fn when a model is @loaded, and when the loaded one has no more work, unless memory is
+ * short. */
+void models_on_idle(struct models *m, void (*fn)(void *arg, bool loaded), void *arg);

@@ -173,6 +173,7 @@ void server_reconfigure(struct server *s, struct config *config) {
 
     s->config = config;
     models_reconfigure(s->models, config);
+    prefixes_reconfigure(s->prefixes, config);
     if (residency_reconfigure(s->residency, config) < 0)
         log_warning("server", "memory pressure is no longer watched: out of memory");
     power_reconfigure(s->power, config);
@@ -190,6 +191,7 @@ struct server *server_free(struct server *s) {
     (void)residency_free(s->residency);
     session_deinit_all(&s->sessions);
     (void)models_free(s->models);
+    (void)prefixes_free(s->prefixes);
     (void)tasks_free(s->tasks);
     (void)account_free(s->account);
     if (s->stop_timer)
@@ -225,6 +227,8 @@ int server_new(struct server **ret_server, struct event_base *base, struct confi
         r = tasks_new(&s->tasks, base);
     if (!r)
         r = models_new(&s->models, base, s->tasks, config);
+    if (!r)
+        r = prefixes_new(&s->prefixes, s->models, config);
     if (!r)
         r = residency_new(&s->residency, base, s->models, config);
     if (!r)

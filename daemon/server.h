@@ -16,6 +16,7 @@
 #include "daemon/config.h"
 #include "daemon/models.h"
 #include "daemon/power.h"
+#include "daemon/prefixes.h"
 #include "daemon/residency.h"
 #include "daemon/session.h"
 #include "daemon/tasks.h"
@@ -35,6 +36,7 @@ struct server {
     struct config *config;
     struct tasks *tasks;
     struct models *models;
+    struct prefixes *prefixes;
     struct account *account;
     struct work_list works; /* requests the engine has */
     struct residency *residency;

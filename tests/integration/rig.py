@@ -99,6 +99,19 @@ class Client:
         return "".join(parts)
 
 
+class As:
+    """Connections made in here are another user's, when this is root."""
+
+    def __init__(self, uid):
+        self.uid = uid
+
+    def __enter__(self):
+        os.seteuid(self.uid)
+
+    def __exit__(self, *what):
+        os.seteuid(0)
+
+
 class Moed:
     """One service process in a folder of its own; stopped and checked at the end of the block."""
 

@@ -17,7 +17,7 @@ import time
 import unittest
 
 import rig
-from rig import Hangup, LONG, Moed, RpcError, until
+from rig import As, Hangup, LONG, Moed, RpcError, until
 
 MOECTL = os.path.abspath(sys.argv.pop(2))
 NAME = r"[a-zA-Z_:][a-zA-Z0-9_:]*"
@@ -66,19 +66,6 @@ def openmetrics(text):
     for name, about in said.items():
         assert "HELP" in about, f"{name}: no HELP"
     return samples
-
-
-class As:
-    """Connections made in here are another user's, when this is root."""
-
-    def __init__(self, uid):
-        self.uid = uid
-
-    def __enter__(self):
-        os.seteuid(self.uid)
-
-    def __exit__(self, *what):
-        os.seteuid(0)
 
 
 class Served(unittest.TestCase):

@@ -203,7 +203,8 @@ int engine_submit(struct engine *e, const struct engine_request *req, uint64_t *
                   struct engine_queue *ret_queue, struct why *why) {
     struct fake_job *j = &fake.job[fake.n_job];
 
-    *ret_queue = (struct engine_queue){ .position = 4, .retry_usec = 2500000 };
+    if (ret_queue)
+        *ret_queue = (struct engine_queue){ .position = 4, .retry_usec = 2500000 };
     if (fake.submit)
         return why_set(why, fake.submit, "the fake says no");
 
