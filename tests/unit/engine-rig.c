@@ -25,6 +25,7 @@ uint64_t now_usec(void) {
 
 /* ---- the wrapped step ---- */
 
+atomic_uint n_step;
 atomic_uint slow_ms; /* every step lasts this longer, and still looks at @stop */
 tok_t script[N_SCRIPT];
 uint32_t n_script, script_at;
@@ -39,6 +40,7 @@ int __wrap_model_step(struct model *m, struct kvcache *kv, const struct model_ro
                       uint32_t n_row, const atomic_bool *stop, const float **ret_logits) {
     int r = __real_model_step(m, kv, row, n_row, stop, ret_logits);
 
+    atomic_fetch_add(&n_step, 1);
     for (unsigned ms = atomic_load(&slow_ms); r == 0 && ms > 0; ms--) {
         nanosleep(&(struct timespec){ .tv_nsec = 1000000 }, NULL);
         if (stop && atomic_load(stop))

@@ -21,6 +21,7 @@ extern struct engine *shared; /* ready, n_queue 2, n_batch 16, one generation at
 
 /* ---- the wrapped step ---- */
 
+extern atomic_uint n_step;           /* steps so far */
 extern atomic_uint slow_ms;          /* every step lasts this longer, and still looks at @stop */
 extern tok_t script[N_SCRIPT];       /* the k-th token drawn, in steps of one sequence */
 extern uint32_t n_script, script_at; /* 0: none */

@@ -20,7 +20,7 @@
 #include "engine/kern/attn.h"
 #include "tests/unit/engine-rig.h"
 
-enum { N_LONG = 8192, N_BLOCK = KERN_KV_BLOCK };
+enum { N_LONG = 8192, N_BLOCK = KERN_KV_BLOCK, N_BATCH = 64 /* rows of a step */ };
 
 static const char *long_path;
 
@@ -28,7 +28,7 @@ static struct engine *open_keeping(const char *path, uint32_t n_ctx, uint64_t pr
     struct engine_options opt = { .path = path,
                                   .n_ctx = n_ctx,
                                   .n_seq = 2,
-                                  .n_batch = 64,
+                                  .n_batch = N_BATCH,
                                   .prefix_bytes = prefix_bytes,
                                   .kv_fmt = QUANT_F16 };
 
@@ -123,6 +123,19 @@ static uint32_t n_rendered(struct engine *e, const struct engine_request *chat) 
     return (uint32_t)s.result.n_tok;
 }
 
+/* As run(), alone. Return: steps up to the first token; each further token is one more. */
+static uint32_t run_first(struct engine *e, const struct engine_request *q, struct seen *s) {
+    uint32_t before = atomic_load(&n_step);
+
+    run(e, q, s);
+    assert_true(s->result.n_token > 0);
+    return atomic_load(&n_step) - before - (s->result.n_token - 1);
+}
+
+static uint32_t n_steps(uint32_t n_row) {
+    return (n_row + N_BATCH - 1) / N_BATCH;
+}
+
 /* The turns of a long chat: each evaluates the last reply, as the history has it, and what is new,
  * and no more than one block besides; the first token comes within two steps of what that takes. */
 static void test_chat(void **state) {
@@ -142,20 +155,23 @@ static void test_chat(void **state) {
         strcat(words + 6 * i, i % 3 ? "hello " : "world ");
     for (uint32_t turn = 0; turn < 3; turn++) {
         static struct seen s, want;
-        uint32_t n_new, n_all, n_eval;
+        uint32_t n_new, n_all, n_eval, n_first;
 
         q.n_msg = 2 + 2 * turn;
-        run(e, &q, &s);
+        n_first = run_first(e, &q, &s);
         run(bare, &q, &want);
         assert_string_equal(s.text, want.text);
         assert_int_equal(s.result.n_prompt, want.result.n_prompt);
         n_all = s.result.n_prompt;
         n_eval = n_all - s.result.n_cached;
         n_new = n_all - n_before;
+        assert_int_equal(n_first, n_steps(n_eval));
         if (turn == 0)
             assert_true(n_all > 4000);
-        else if (n_eval > n_new + N_BLOCK)
-            fail_msg("turn %u: %u tokens evaluated, %u are new", turn, n_eval, n_new);
+        else if (n_eval > n_new + N_BLOCK || n_first > n_steps(n_new) + 2)
+            fail_msg(
+                "turn %u: %u tokens evaluated, %u are new; the first token came after %u steps",
+                turn, n_eval, n_new, n_first);
         n_before = n_rendered(e, &q);
         snprintf(said[turn], sizeof said[turn], "%s", s.text);
         if (turn < 2) {
