@@ -13,9 +13,6 @@
 #include "daemon/bus-priv.h"
 #include "engine/base/log.h"
 
-#define MANAGE  BUS_NS ".manage-models"
-#define INSPECT BUS_NS ".inspect-others"
-
 /* ---- models ---- */
 
 static int load_pack(struct bus_call *c, struct bus_params *p) {
@@ -108,25 +105,33 @@ static int set_use_case_run(struct bus_call *c) {
     return reload_run(c);
 }
 
-static int append_session(sd_bus_message *reply, const struct channel *s) {
+static int append_session(struct bus *bus, sd_bus_message *reply, const struct session *t) {
+    const char *use_case = bus_session_use_case(bus, t->id);
     char path[256];
 
-    (void)snprintf(path, sizeof path, BUS_PATH "/session/%ju", (uintmax_t)s->id);
-    return sd_bus_message_append(reply, "(osuu)", path, s->peer.unit, (uint32_t)s->peer.uid,
-                                 s->n_call);
+    (void)snprintf(path, sizeof path, BUS_PATH "/session/%ju", (uintmax_t)t->id);
+    return sd_bus_message_append(reply, "(osuusst)", path, t->owner->peer.unit, (uint32_t)t->uid,
+                                 (uint32_t)(t->work != NULL), t->state.model, use_case ?: "",
+                                 (uint64_t)t->n_used);
 }
 
 static int list_run(struct bus_call *c) {
-    const struct server *server = c->peer->bus->server;
     AUTO(bus_message_unref) sd_bus_message *reply = NULL;
-    const struct channel *s;
+    struct bus *bus = c->peer->bus;
+    const struct session *t;
+    struct bus_options o;
     int r;
 
+    r = bus_options_read(c->m, "model uid", &o, &c->params, &c->why);
+    if (r)
+        return bus_call_unread(c, r);
     r = sd_bus_message_new_method_return(c->m, &reply);
     if (r >= 0)
-        r = sd_bus_message_open_container(reply, 'a', "(osuu)");
-    for (s = LIST_FIRST(&server->channels); s && r >= 0; s = LIST_NEXT(s, link))
-        r = append_session(reply, s);
+        r = sd_bus_message_open_container(reply, 'a', "(osuusst)");
+    for (t = LIST_FIRST(&bus->server->sessions.list); t && r >= 0; t = LIST_NEXT(t, link))
+        if ((o.uid == UINT32_MAX || o.uid == t->uid) &&
+            (!o.model || strcmp(o.model, t->state.model) == 0))
+            r = append_session(bus, reply, t);
     if (r >= 0)
         r = sd_bus_message_close_container(reply);
     if (r >= 0)
@@ -137,12 +142,12 @@ static int list_run(struct bus_call *c) {
 /* ---- dispatch ---- */
 
 static const struct bus_gate gates[] = {
-    { "LoadModel", "model.load", MANAGE, load_pack, load_reply, NULL },
-    { "UnloadModel", "model.unload", MANAGE, unload_pack, nothing, NULL },
-    { "RemoveModel", NULL, MANAGE, NULL, NULL, remove_run },
-    { "SetUseCase", NULL, MANAGE, NULL, NULL, set_use_case_run },
-    { "ListSessions", NULL, INSPECT, NULL, NULL, list_run },
-    { "Reload", NULL, MANAGE, NULL, NULL, reload_run },
+    { "LoadModel", "model.load", BUS_MANAGE, load_pack, load_reply, NULL, NULL },
+    { "UnloadModel", "model.unload", BUS_MANAGE, unload_pack, nothing, NULL, NULL },
+    { "RemoveModel", NULL, BUS_MANAGE, NULL, NULL, remove_run, NULL },
+    { "SetUseCase", NULL, BUS_MANAGE, NULL, NULL, set_use_case_run, NULL },
+    { "ListSessions", NULL, BUS_INSPECT, NULL, NULL, list_run, NULL },
+    { "Reload", NULL, BUS_MANAGE, NULL, NULL, reload_run, NULL },
 };
 
 static int on_method(sd_bus_message *m, void *arg, sd_bus_error *error) {
@@ -165,8 +170,8 @@ static const sd_bus_vtable vtable[] = {
         SD_BUS_ARGS("s", use_case, "s", model),
         SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),
     SD_BUS_METHOD_WITH_ARGS("ListSessions",
-        SD_BUS_NO_ARGS,
-        SD_BUS_RESULT("a(osuu)", sessions), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+        SD_BUS_ARGS("a{sv}", filter),
+        SD_BUS_RESULT("a(osuusst)", sessions), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
     SD_BUS_METHOD_WITH_ARGS("Reload",
         SD_BUS_NO_ARGS,
         SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),

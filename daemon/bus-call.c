@@ -145,7 +145,7 @@ static const struct conn_ops call_conn_ops = { on_frame, on_bad, on_sent, on_clo
 
 int bus_call_connect(struct bus_call *c, bool one_call, struct channel **ret_channel, int *ret_fd) {
     struct server *server = c->peer->bus->server;
-    struct peer who = c->peer->who;
+    struct peer who = c->as ? *c->as : c->peer->who;
     AUTO(close) int own = -1;
     int fd[2], r;
 
@@ -162,6 +162,12 @@ int bus_call_connect(struct bus_call *c, bool one_call, struct channel **ret_cha
 
     *ret_fd = take_fd(&own);
     return 0;
+}
+
+static void put_params(const struct bus_call *c, msgpack_packer *to) {
+    msgpack_pack_map(to, c->params.n);
+    if (c->params.n)
+        (void)to->callback(to->data, c->params.buf.data, c->params.buf.size);
 }
 
 static int send_request(struct bus_call *c) {
@@ -181,18 +187,87 @@ static int send_request(struct bus_call *c) {
     msgpack_sbuffer_init(&head);
     msgpack_packer_init(&p, &head, msgpack_sbuffer_write);
     wire_pack_request(&p, 1, c->gate->method);
-    msgpack_pack_map(&p, c->params.n);
+    put_params(c, &p);
     r = conn_write(c->conn, head.data, head.size);
-    if (!r && c->params.n)
-        r = conn_write(c->conn, c->params.buf.data, c->params.buf.size);
     msgpack_sbuffer_destroy(&head);
     return err_up(r);
+}
+
+/* The error of @reply, with its numbers, in @c->why. */
+static void take_error(struct bus_call *c, const struct rpc_reply *reply) {
+    msgpack_unpacked data;
+    size_t off = 0;
+
+    c->why = reply->why;
+    msgpack_unpacked_init(&data);
+    if (msgpack_unpack_next(&data, reply->data.data, reply->data.size, &off) ==
+        MSGPACK_UNPACK_SUCCESS)
+        add_numbers(&data.data, c->why.text, sizeof c->why.text);
+    msgpack_unpacked_destroy(&data);
+}
+
+int bus_call_ask(struct bus_call *c, struct channel *channel, const char *method, const char *key,
+                 uint64_t *ret_number) {
+    const struct wire_frame frame = { .type = WIRE_REQUEST,
+                                      .method = method,
+                                      .n_method = strlen(method) };
+    msgpack_unpacked params, result;
+    struct rpc_reply reply;
+    struct rpc_call call = {
+        .server = channel->server, .channel = channel, .params = &params.data, .reply = &reply
+    };
+    msgpack_sbuffer buf;
+    msgpack_packer p;
+    size_t off = 0;
+    int r;
+
+    msgpack_sbuffer_init(&buf);
+    msgpack_packer_init(&p, &buf, msgpack_sbuffer_write);
+    put_params(c, &p);
+    msgpack_unpacked_init(&params);
+    msgpack_unpacked_init(&result);
+    rpc_reply_init(&reply);
+    r = msgpack_unpack_next(&params, buf.data, buf.size, &off) == MSGPACK_UNPACK_SUCCESS
+            ? rpc_call(&call, &frame)
+            : err_new(-ENOMEM);
+    off = 0;
+    if (r)
+        take_error(c, &reply);
+    else if (msgpack_unpack_next(&result, reply.result.data, reply.result.size, &off) ==
+             MSGPACK_UNPACK_SUCCESS)
+        *ret_number = wire_get(&result.data, key)->via.u64;
+    else
+        r = err_new(-ENOMEM);
+    rpc_reply_deinit(&reply);
+    msgpack_unpacked_destroy(&result);
+    msgpack_unpacked_destroy(&params);
+    msgpack_sbuffer_destroy(&buf);
+    return err_up(r);
+}
+
+static void ask_leave(struct bus_call *c, enum bus_action action) {
+    int r;
+
+    c->action = action;
+    r = bus_polkit_ask(c);
+    if (r)
+        bus_call_fail(c, RPC_INTERNAL, strerror(-r), NULL);
+}
+
+void bus_call_denied(struct bus_call *c, const char *message) {
+    if (c->gate->denied && c->gate->denied(c) >= 0)
+        c->answered = true;
+    bus_call_fail(c, RPC_ACCESS_DENIED, message, NULL);
 }
 
 void bus_call_allowed(struct bus_call *c) {
     int r;
 
-    c->admin = c->gate->action != NULL;
+    if (c->background && c->action && c->action != BUS_BACKGROUND) {
+        ask_leave(c, BUS_BACKGROUND);
+        return;
+    }
+    c->admin = c->gate->action >= BUS_MANAGE;
     r = c->gate->run ? c->gate->run(c) : RPC_LATER;
     if (!r) {
         bus_call_free(c);
@@ -219,19 +294,15 @@ static uint32_t count_calls(const struct bus *bus, uid_t uid) {
 /* Root and the service's own user need no leave. */
 void bus_call_known(struct bus_call *c) {
     uid_t uid = c->peer->who.uid;
-    int r;
 
     if (count_calls(c->peer->bus, uid) > BUS_CALL_MAX) {
         bus_call_fail(c, RPC_QUOTA_EXCEEDED, too_many, NULL);
         return;
     }
-    if (!c->gate->action || uid == 0 || uid == geteuid()) {
+    if (!c->gate->action || uid == 0 || uid == geteuid())
         bus_call_allowed(c);
-        return;
-    }
-    r = bus_polkit_ask(c);
-    if (r)
-        bus_call_fail(c, RPC_INTERNAL, strerror(-r), NULL);
+    else
+        ask_leave(c, c->gate->action);
 }
 
 /* ---- life ---- */
@@ -243,6 +314,7 @@ void bus_call_free(struct bus_call *c) {
     (void)conn_free(c->conn);
     (void)sd_bus_message_unref(c->m);
     msgpack_sbuffer_destroy(&c->params.buf);
+    free(c->use_case);
     bus_peer_put(c->peer);
     free(c);
 }
@@ -274,6 +346,7 @@ int bus_call_read(struct bus_call *c, const char **ret_text, const char *allowed
 
     if (r >= 0)
         r = bus_options_read(c->m, allowed, ret_options, p, &c->why);
+    c->background = r == 0 && ret_options->background;
     return bus_call_unread(c, r);
 }
 

@@ -13,7 +13,8 @@
 
 #include "daemon/bus-priv.h"
 
-#define SESSION_KEYS "use-case model instructions context-tokens priority thinking"
+#define SESSION_KEYS                                                                               \
+    "use-case model instructions context-tokens priority thinking max-tokens temperature seed"
 #define GENERATE_KEYS                                                                              \
     "use-case model instructions language priority thinking max-tokens temperature seed stop "     \
     "deadline-usec"
@@ -42,7 +43,7 @@ static int apply_use_case(struct bus_call *c, struct bus_options *o,
 /* ---- GetAvailability ---- */
 
 /* As the interface numbers them; the names are the RPC's. */
-enum availability { UNKNOWN, UNAVAILABLE, NOT_LOADED, LOADING, AVAILABLE, BUSY };
+enum availability { UNKNOWN, UNAVAILABLE, NOT_LOADED, LOADING, AVAILABLE, BUSY, DENIED };
 
 static int availability_pack(struct bus_call *c, struct bus_params *p) {
     const struct usecase *u;
@@ -58,9 +59,16 @@ static int availability_pack(struct bus_call *c, struct bus_params *p) {
     p->n = 0;
     o.use_case = *use_case ? use_case : o.use_case;
     c->unknown = apply_use_case(c, &o, &u) != 0;
+    c->background = false;
+    c->context = o.context;
     if (!c->unknown && o.model)
         bus_params_str(p, "id", o.model);
     return 0;
+}
+
+/* It is asked for what may be had, so that is an answer. */
+static int availability_denied(struct bus_call *c) {
+    return sd_bus_reply_method_return(c->m, "ua{sv}", DENIED, 1, "reason", "s", "denied");
 }
 
 static int availability_run(struct bus_call *c) {
@@ -77,18 +85,24 @@ static int availability_reply(struct bus_call *c, const msgpack_object *result,
                                          "loading", "available",   "busy" };
     const msgpack_object *name = wire_get(result, "state"), *retry;
     struct models *m = c->peer->bus->server->models;
+    const struct model_info *info = models_info(m);
     uint32_t state = BUSY;
+    bool small;
     int r;
 
     while (state > UNKNOWN && (strlen(names[state]) != name->via.str.size ||
                                memcmp(names[state], name->via.str.ptr, name->via.str.size) != 0))
         state--;
+    small = info && (state == AVAILABLE || state == BUSY) && c->context > info->n_ctx;
+    state = small ? UNAVAILABLE : state;
     r = sd_bus_message_append(reply, "u", state);
     if (r >= 0)
         r = sd_bus_message_open_container(reply, 'a', "{sv}");
     if (r >= 0 && state == UNAVAILABLE)
         r = sd_bus_message_append(reply, "{sv}", "reason", "s",
-                                  models_default(m) ? "load-failed" : "no-model");
+                                  small               ? "context"
+                                  : models_default(m) ? "load-failed"
+                                                      : "no-model");
     if (r >= 0)
         r = bus_append_entry(reply, "progress", 'd', wire_get(result, "progress"));
     retry = wire_get(result, "retry_after_ms");
@@ -98,12 +112,6 @@ static int availability_reply(struct bus_call *c, const msgpack_object *result,
 }
 
 /* ---- Respond ---- */
-
-static void put_message(struct bus_params *p, const char *role, const char *text) {
-    msgpack_pack_map(&p->pk, 2);
-    rpc_pack_str(&p->pk, "role", role);
-    rpc_pack_str(&p->pk, "content", text);
-}
 
 static int put_messages(struct bus_params *p, const struct usecase *u,
                         const struct usecase_words *words, const struct bus_options *o) {
@@ -116,8 +124,8 @@ static int put_messages(struct bus_params *p, const struct usecase *u,
     wire_pack_str(&p->pk, "messages");
     msgpack_pack_array(&p->pk, 1 + (o->instructions != NULL));
     if (o->instructions)
-        put_message(p, "system", o->instructions);
-    put_message(p, "user", prompt);
+        bus_params_message(p, "system", o->instructions);
+    bus_params_message(p, "user", prompt);
     return 0;
 }
 
@@ -139,7 +147,7 @@ static int respond_pack(struct bus_call *c, struct bus_params *p) {
     return err_up(put_messages(p, u, &(struct usecase_words){ text, o.language, NULL }, &o));
 }
 
-static int respond_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+int bus_manager_answer(const msgpack_object *result, sd_bus_message *reply) {
     const msgpack_object *usage = wire_get(result, "usage");
     /* clang-format off */
     const struct { const char *key; char type; const msgpack_object *value; } info[] = {
@@ -150,6 +158,7 @@ static int respond_reply(struct bus_call *c, const msgpack_object *result, sd_bu
         { "prompt-tokens",    'u', wire_get(usage, "prompt")       },
         { "cached-tokens",    'u', wire_get(usage, "cached")       },
         { "generated-tokens", 'u', wire_get(usage, "generated")    },
+        { "dropped-messages", 'u', wire_get(result, "dropped_messages") },
     };
     /* clang-format on */
     int r;
@@ -160,6 +169,10 @@ static int respond_reply(struct bus_call *c, const msgpack_object *result, sd_bu
     for (size_t i = 0; r >= 0 && i < sizeof info / sizeof info[0]; i++)
         r = bus_append_entry(reply, info[i].key, info[i].type, info[i].value);
     return r < 0 ? r : sd_bus_message_close_container(reply);
+}
+
+static int respond_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+    return bus_manager_answer(result, reply);
 }
 
 /* ---- Classify ---- */
@@ -278,39 +291,48 @@ static int embed_run(struct bus_call *c) {
 /* ---- OpenSession ---- */
 
 static int open_pack(struct bus_call *c, struct bus_params *p) {
+    const struct usecase *u;
     struct bus_options o;
-
-    return bus_call_unread(c, bus_options_read(c->m, "", &o, p, &c->why));
-}
-
-static int open_run(struct bus_call *c) {
-    struct bus_peer *peer = c->peer;
-    AUTO(close) int theirs = -1;
-    struct channel *channel;
-    char path[256];
     int r;
 
-    r = bus_call_connect(c, false, &channel, &theirs);
-    if (!r)
-        r = bus_peer_add_channel(peer, channel->id);
+    r = bus_options_read(c->m, SESSION_KEYS, &o, p, &c->why);
+    if (r)
+        return bus_call_unread(c, r);
+    r = apply_use_case(c, &o, &u);
     if (r)
         return err_up(r);
 
-    (void)snprintf(path, sizeof path, BUS_PATH "/session/%ju", (uintmax_t)channel->id);
-    r = sd_bus_reply_method_return(c->m, "oh", path, theirs);
-    return r < 0 ? err_new(r) : 0;
+    if (o.model)
+        bus_params_str(p, "model", o.model);
+    if (o.instructions)
+        bus_params_str(p, "instructions", o.instructions);
+    c->background = o.background;
+    c->context = o.context;
+    c->use_case = u ? strdup(u->id) : NULL; /* a reload replaces them */
+    return u && !c->use_case ? err_new(-ENOMEM) : 0;
+}
+
+/* Whether the context is large enough is known only while the model is there. */
+static int open_run(struct bus_call *c) {
+    const struct model_info *info = models_info(c->peer->bus->server->models);
+
+    if (info && c->context > info->n_ctx)
+        return why_set(&c->why, RPC_CONTEXT_OVERFLOW,
+                       "the context is too small (requested=%u available=%u)", c->context,
+                       info->n_ctx);
+    return err_up(bus_session_open(c, c->use_case));
 }
 
 /* ---- dispatch ---- */
 
 static const struct bus_gate gates[] = {
-    { "GetAvailability", "model.availability", NULL, availability_pack, availability_reply,
-      availability_run },
-    { "OpenSession", NULL, NULL, open_pack, NULL, open_run },
-    { "Respond", "generate", NULL, respond_pack, respond_reply, NULL },
-    { "Classify", "score.choices", NULL, classify_pack, classify_reply, NULL },
-    { "CountTokens", "tokenize", NULL, count_pack, count_reply, NULL },
-    { "Embed", NULL, NULL, NULL, NULL, embed_run },
+    { "GetAvailability", "model.availability", BUS_USE, availability_pack, availability_reply,
+      availability_run, availability_denied },
+    { "OpenSession", NULL, BUS_USE, open_pack, NULL, open_run, NULL },
+    { "Respond", "generate", BUS_USE, respond_pack, respond_reply, NULL, NULL },
+    { "Classify", "score.choices", BUS_USE, classify_pack, classify_reply, NULL, NULL },
+    { "CountTokens", "tokenize", BUS_USE, count_pack, count_reply, NULL, NULL },
+    { "Embed", NULL, BUS_USE, NULL, NULL, embed_run, NULL },
 };
 
 static int on_method(sd_bus_message *m, void *arg, sd_bus_error *error) {

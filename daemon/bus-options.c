@@ -15,17 +15,19 @@ static const struct option {
     const char *key, *type, *rpc;
     size_t offset;
 } options[] = {
-    { "context-tokens", "u",  "context",     0                                          },
+    { "context-tokens", "u",  NULL,          offsetof(struct bus_options, context)      },
     { "deadline-usec",  "t",  "deadline_ms", 0                                          },
     { "instructions",   "s",  NULL,          offsetof(struct bus_options, instructions) },
     { "language",       "s",  NULL,          offsetof(struct bus_options, language)     },
     { "max-tokens",     "u",  "max_tokens",  0                                          },
     { "model",          "s",  NULL,          offsetof(struct bus_options, model)        },
+    { "overflow",       "s",  "overflow",    0                                          },
     { "priority",       "u",  "priority",    0                                          },
     { "seed",           "t",  "seed",        0                                          },
     { "stop",           "as", "stop",        0                                          },
     { "temperature",    "d",  "temperature", 0                                          },
     { "thinking",       "b",  "thinking",    0                                          },
+    { "uid",            "u",  NULL,          offsetof(struct bus_options, uid)          },
     { "use-case",       "s",  NULL,          offsetof(struct bus_options, use_case)     },
 };
 /* clang-format on */
@@ -69,7 +71,8 @@ static int pack_strings(sd_bus_message *m, struct bus_params *p) {
     return r;
 }
 
-static int pack_priority(sd_bus_message *m, struct bus_params *p, struct why *why) {
+static int pack_priority(sd_bus_message *m, struct bus_params *p, bool *ret_background,
+                         struct why *why) {
     static const char *const names[] = { "default", "interactive", "background" };
     uint32_t v = 0;
     int r;
@@ -79,6 +82,7 @@ static int pack_priority(sd_bus_message *m, struct bus_params *p, struct why *wh
         return why_set(why, RPC_INVALID_ARGS, "priority: not 0, 1 or 2");
     if (r >= 0)
         wire_pack_str(&p->pk, names[v]);
+    *ret_background = v == 2;
     return r < 0 ? r : 0;
 }
 
@@ -94,6 +98,9 @@ static int pack_value(sd_bus_message *m, const struct option *o, struct bus_para
 
     r = sd_bus_message_read_basic(m, o->type[0], &v);
     switch (o->type[0]) {
+    case 's':
+        wire_pack_str(&p->pk, v.s ?: "");
+        break;
     case 'u':
         msgpack_pack_uint32(&p->pk, v.u);
         break;
@@ -116,12 +123,12 @@ static int read_one(sd_bus_message *m, const struct option *o, struct bus_option
     int r;
 
     if (!o->rpc)
-        return sd_bus_message_read(m, "s", (const char **)((char *)ret + o->offset));
+        return sd_bus_message_read_basic(m, o->type[0], (char *)ret + o->offset);
 
     wire_pack_str(&p->pk, o->rpc);
     p->n++;
     if (strcmp(o->key, "priority") == 0)
-        r = pack_priority(m, p, why);
+        r = pack_priority(m, p, &ret->background, why);
     else if (strcmp(o->type, "as") == 0)
         r = pack_strings(m, p);
     else
@@ -159,7 +166,7 @@ int bus_options_read(sd_bus_message *m, const char *allowed, struct bus_options 
                      struct bus_params *p, struct why *why) {
     int r;
 
-    *ret = (struct bus_options){ 0 };
+    *ret = (struct bus_options){ .uid = UINT32_MAX };
     r = sd_bus_message_enter_container(m, 'a', "{sv}");
     while (r >= 0 && (r = sd_bus_message_enter_container(m, 'e', "sv")) > 0) {
         r = read_entry(m, allowed, ret, p, why);
@@ -174,6 +181,12 @@ int bus_options_read(sd_bus_message *m, const char *allowed, struct bus_options 
 void bus_params_str(struct bus_params *p, const char *key, const char *s) {
     rpc_pack_str(&p->pk, key, s);
     p->n++;
+}
+
+void bus_params_message(struct bus_params *p, const char *role, const char *text) {
+    msgpack_pack_map(&p->pk, 2);
+    rpc_pack_str(&p->pk, "role", role);
+    rpc_pack_str(&p->pk, "content", text);
 }
 
 /* ---- appending ---- */

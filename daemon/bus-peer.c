@@ -70,18 +70,11 @@ static int on_creds(sd_bus_message *m, void *arg, sd_bus_error *error) {
 /* ---- life ---- */
 
 void bus_peer_free(struct bus_peer *peer) {
-    struct server *server = peer->bus->server;
-    struct channel *at, *next;
-
     peer->n_call++; /* the last call does not free it */
     while (!LIST_EMPTY(&peer->calls))
         bus_call_free(LIST_FIRST(&peer->calls));
-    for (uint32_t i = 0; i < peer->n_channel; i++)
-        for (at = LIST_FIRST(&server->channels); at; at = next) {
-            next = LIST_NEXT(at, link);
-            if (at->id == peer->channel[i])
-                (void)channel_free(at);
-        }
+    while (!LIST_EMPTY(&peer->sessions))
+        bus_session_close(LIST_FIRST(&peer->sessions));
 
     if (peer->name) {
         LIST_REMOVE(peer, link);
@@ -89,13 +82,12 @@ void bus_peer_free(struct bus_peer *peer) {
     }
     (void)sd_bus_slot_unref(peer->match);
     (void)sd_bus_slot_unref(peer->creds);
-    free(peer->channel);
     free(peer->name);
     free(peer);
 }
 
 void bus_peer_put(struct bus_peer *peer) {
-    if (!peer->n_call && !peer->n_channel)
+    if (!peer->n_call && LIST_EMPTY(&peer->sessions))
         bus_peer_free(peer);
 }
 
@@ -122,6 +114,7 @@ static struct bus_peer *peer_new(struct bus *bus, const char *name) {
 
     peer->bus = bus;
     LIST_INIT(&peer->calls);
+    LIST_INIT(&peer->sessions);
     peer->name = strdup(name);
     if (peer->name) {
         LIST_INSERT_HEAD(&bus->peers, peer, link);
@@ -148,15 +141,4 @@ int bus_peer_get(struct bus *bus, const char *name, struct bus_peer **ret_peer) 
 
     *ret_peer = peer_new(bus, name);
     return *ret_peer ? 0 : err_new(-ENOMEM);
-}
-
-int bus_peer_add_channel(struct bus_peer *peer, uint64_t channel) {
-    uint64_t *p = realloc(peer->channel, (peer->n_channel + 1) * sizeof *p);
-
-    if (!p)
-        return err_new(-ENOMEM);
-
-    peer->channel = p;
-    p[peer->n_channel++] = channel;
-    return 0;
 }

@@ -9,7 +9,7 @@
  *   bus-call.c     one call: from message to RPC request to reply
  *   bus-polkit.c   may this caller do that?
  *   bus-options.c  a{sv} to parameters, results to a{sv}
- *   bus-manager.c, bus-admin.c  the interfaces
+ *   bus-manager.c, bus-admin.c, bus-session.c  the interfaces
  */
 
 #include <stdbool.h>
@@ -58,8 +58,7 @@ struct bus_peer {
     sd_bus_slot *match, *creds;
     LIST_HEAD(, bus_call) calls;
     uint32_t n_call;
-    uint64_t *channel; /* [n_channel] connections it was given */
-    uint32_t n_channel;
+    LIST_HEAD(, bus_session) sessions; /* that it opened */
 };
 
 /* The caller @name, found or made; then bus_call_known() comes for each of its calls once it is
@@ -69,8 +68,6 @@ int bus_peer_get(struct bus *bus, const char *name, struct bus_peer **ret_peer);
 void bus_peer_put(struct bus_peer *peer);
 /* It left the bus: end all it has. */
 void bus_peer_free(struct bus_peer *peer);
-/* Remember the connection @channel as its own. Return: 0 or -ENOMEM. */
-int bus_peer_add_channel(struct bus_peer *peer, uint64_t channel);
 
 /* ---- calls ---- */
 
@@ -83,17 +80,22 @@ struct bus_params {
 
 struct bus_call;
 
+/* What polkit is asked. Those from BUS_MANAGE on make an administrator of whom they allow. */
+enum bus_action { BUS_ANYBODY, BUS_USE, BUS_BACKGROUND, BUS_MANAGE, BUS_INSPECT, BUS_TRIM };
+
 /* How a method is answered. */
 struct bus_gate {
     const char *member;
-    const char *method; /* of the RPC; NULL: run() answers */
-    const char *action; /* of polkit; NULL: anybody */
+    const char *method;     /* of the RPC; NULL: run() answers */
+    enum bus_action action; /* who may */
     /* Read the message, pack the parameters. Return: 0 or an RPC_* error in @c->why. Or NULL. */
     int (*pack)(struct bus_call *c, struct bus_params *p);
     /* Fill @reply. Return: as sd_bus_message_append(). */
     int (*reply)(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply);
     /* Do it and reply. Return: 0, an RPC_* error in @c->why, or RPC_LATER: .method answers. */
     int (*run)(struct bus_call *c);
+    /* It may not: reply. NULL: with AccessDenied. */
+    int (*denied)(struct bus_call *c);
 };
 
 struct bus_call {
@@ -103,10 +105,15 @@ struct bus_call {
     sd_bus_message *m;
     struct bus_params params;
     sd_bus_slot *polkit;
-    struct conn *conn; /* our end of the connection that the request goes over */
-    bool admin;        /* it may do what its gate says */
-    bool unknown;      /* GetAvailability: of a use case that there is not */
-    bool answered;     /* only its connection is still to be closed */
+    enum bus_action action; /* that polkit was asked last */
+    const struct peer *as;  /* in whose name requests are made; NULL: the caller's */
+    struct conn *conn;      /* our end of the connection that the request goes over */
+    bool admin;             /* it may do what its gate says */
+    uint32_t context;       /* tokens it must hold; 0: any */
+    char *use_case;         /* OpenSession: that was named; NULL: none */
+    bool background;        /* it asks for background work */
+    bool unknown;           /* GetAvailability: of a use case that there is not */
+    bool answered;          /* only its connection is still to be closed */
     struct why why;
 };
 
@@ -126,20 +133,29 @@ int bus_call_done(struct bus_call *c);
 /* A connection in its caller's name, the other end of @ret_channel, to be closed: its own, or for
  * this call alone. Return: 0, an RPC_* error in @c->why, or -errno. */
 int bus_call_connect(struct bus_call *c, bool one_call, struct channel **ret_channel, int *ret_fd);
+/* Ask @method of the RPC at once, in @channel, with @c's parameters, for a number: @key of the
+ * result. Return: 0, or an RPC_* error in @c->why. */
+int bus_call_ask(struct bus_call *c, struct channel *channel, const char *method, const char *key,
+                 uint64_t *ret_number);
 /* Its caller is known. */
 void bus_call_known(struct bus_call *c);
 /* Reply with an error and end it. @data: the error's, or NULL. */
 void bus_call_fail(struct bus_call *c, int code, const char *message, const msgpack_object *data);
 
-/* Ask polkit whether @c may do what its gate says; then bus_call_allowed() or bus_call_fail(). */
+/* Ask polkit whether @c may do @c->action; then bus_call_allowed() or bus_call_denied(). */
 int bus_polkit_ask(struct bus_call *c);
 void bus_call_allowed(struct bus_call *c);
+/* @message: why it may not. */
+void bus_call_denied(struct bus_call *c, const char *message);
 
 /* ---- options ---- */
 
 /* What a method takes beyond what goes into parameters as it is. */
 struct bus_options {
     const char *use_case, *model, *instructions, *language;
+    uint32_t context; /* tokens it must hold; 0: any */
+    uint32_t uid;     /* UINT32_MAX: any */
+    bool background;  /* it asks for that priority */
 };
 
 /* Read the a{sv} at @m. Only keys of @allowed, words between spaces, are known.
@@ -157,6 +173,33 @@ int bus_append_text(sd_bus_message *m, const msgpack_object *o);
 /* Append {key: @o as @type}, of an a{sv}: s, u, t or d; nothing when @o is NULL. */
 int bus_append_entry(sd_bus_message *m, const char *key, char type, const msgpack_object *o);
 
+/* Append {role, content} to a list of messages. */
+void bus_params_message(struct bus_params *p, const char *role, const char *text);
+
+/* ---- sessions ---- */
+
+struct bus_session {
+    LIST_ENTRY(bus_session) link;
+    struct bus_peer *peer; /* its owner */
+    struct peer who;       /* its user, in whose name requests are made */
+    uint64_t channel;      /* the connection that its owner was given */
+    uint64_t id;
+    char *use_case; /* NULL: none */
+};
+
+/* Open one as @c's parameters say, and reply with it. Return: as run(). */
+int bus_session_open(struct bus_call *c, const char *use_case);
+void bus_session_close(struct bus_session *s);
+/* Forget those whose connection was closed. */
+void bus_session_prune(struct bus_peer *peer);
+/* The use case of the session @id; NULL: none. */
+const char *bus_session_use_case(const struct bus *bus, uint64_t id);
+
+/* ---- interfaces ---- */
+
+/* Reply with text and info of a generation. */
+int bus_manager_answer(const msgpack_object *result, sd_bus_message *reply);
+int bus_session_add(struct bus *bus);
 int bus_admin_add(struct bus *bus);
 int bus_manager_add(struct bus *bus);
 /* What the service serves changed. */

@@ -46,6 +46,8 @@ static int on_open(void *arg, sd_bus **ret_sd) {
         r = bus_manager_add(bus);
     if (r >= 0)
         r = bus_admin_add(bus);
+    if (r >= 0)
+        r = bus_session_add(bus);
     if (r >= 0) /* bit 2: do not queue for it */
         r = sd_bus_request_name_async(bus->sd, NULL, BUS_NAME, 4, on_name, bus);
     return r < 0 ? r : 0;

@@ -232,6 +232,7 @@ static int end_exchange(struct gen *g, const struct engine_result *res, int code
     t->work = NULL;
     if (code || t->closed || !g->work.call.channel)
         return code;
+    t->n_used = res->n_prompt + res->n_token;
     r = session_answer(t, g->asked.msg, g->asked.n, g->stream.text.data, g->stream.text.size,
                        res->n_dropped_msg, why);
     return r < 0 ? why_set(why, RPC_INTERNAL, "out of memory") : r;

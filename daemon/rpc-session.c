@@ -251,6 +251,8 @@ static void on_read(struct work *w, const struct engine_result *res) {
 
     rpc_reply_init(&reply);
     code = work_error(w, res, &reply);
+    if (!code && d->append)
+        d->session->n_used = res->n_prompt;
     if (code)
         take_back(d);
     else

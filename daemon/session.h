@@ -52,6 +52,7 @@ struct session {
     struct work *work; /* the exchange that runs, which adds to it at its end; NULL: none */
     uint32_t n_ref;
     bool closed;       /* nobody finds it any more */
+    uint32_t n_used;   /* tokens it had when it was last evaluated */
     uint64_t n_change; /* grows with every change of its messages */
     usec_t used_usec;
 };

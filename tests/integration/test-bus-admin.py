@@ -10,7 +10,7 @@ from bus_rig import Bus, BusError
 
 OTHER = "nobody"
 METHODS = [("LoadModel", "sa{sv}", "tiny", 0), ("UnloadModel", "su", "tiny", 0), ("RemoveModel", "s", "tiny"),
-           ("SetUseCase", "ss", "language.test", ""), ("ListSessions",), ("Reload",)]
+           ("SetUseCase", "ss", "language.test", ""), ("ListSessions", "a{sv}", 0), ("Reload",)]
 ACTION = {"ListSessions": "inspect-others"}
 
 
@@ -67,7 +67,7 @@ class Polkit(unittest.TestCase):
     def test_allowed(self):
         r = Rig(self, manage_models=[True, False], inspect_others=[True, False])
         self.assertRegex(r.admin("LoadModel", "sa{sv}", "tiny", 0, user=OTHER)[0], "/job/[0-9]+$")
-        self.assertTrue(r.admin("ListSessions", user=OTHER) is not None)
+        self.assertTrue(r.admin("ListSessions", "a{sv}", 0, user=OTHER) is not None)
 
     def test_nothing_waits_for_it(self):
         r = Rig(self, manage_models=[True, False, 2])
@@ -77,6 +77,36 @@ class Polkit(unittest.TestCase):
         self.assertEqual(r.bus.get("ApiLevel"), 1)
         self.assertIsNone(slow.poll())
         self.assertEqual(slow.wait(10), 0)
+
+    def test_use(self):
+        r = Rig(self, use=[False, True], background=[False, False])
+        namespace = bus_rig.NAME.rpartition(".")[0]
+        with self.assertRaisesRegex(BusError, "a person must allow it"):
+            r.bus.call("CountTokens", "sa{sv}", "x", 0, user=OTHER)
+        with self.assertRaisesRegex(BusError, "Access denied"):
+            r.bus.call("OpenSession", "a{sv}", 0, user=OTHER, interactive=True)
+        self.assertEqual(r.bus.call("GetAvailability", "sa{sv}", "", 0, user=OTHER, interactive=True),
+                         [6, {"reason": {"type": "s", "data": "denied"}}])
+        self.assertEqual([a[:2] for a in r.bus.asked()], [[f"{namespace}.use", flag] for flag in "010"])
+
+    def test_background(self):
+        r = Rig(self, use=[True, False], background=[False, False])
+        namespace = bus_rig.NAME.rpartition(".")[0]
+        ask = "Respond", "sa{sv}", "x", 2, "max-tokens", "u", 2, "priority", "u"
+        self.assertIsInstance(r.bus.call(*ask, 1, user=OTHER)[0], str)
+        self.assertEqual([a[0] for a in r.bus.asked()], [f"{namespace}.use"])
+        with self.assertRaisesRegex(BusError, "Access denied"):
+            r.bus.call(*ask, 2, user=OTHER)
+        with self.assertRaisesRegex(BusError, "Access denied"):
+            r.bus.call("OpenSession", "a{sv}", 1, "priority", "u", 2, user=OTHER)
+        self.assertEqual([a[0] for a in r.bus.asked()[1:]], [f"{namespace}.use", f"{namespace}.background"] * 2)
+        r.bus.rules(use=[True, False], background=[True, False])
+        self.assertIsInstance(r.bus.call(*ask, 2, user=OTHER)[0], str)
+
+    def test_who_may_use_is_no_administrator(self):
+        r = Rig(self, use=[True, False])
+        with self.assertRaisesRegex(BusError, "Access denied"):
+            r.admin("UnloadModel", "su", "tiny", 0, user=OTHER)
 
     def test_no_authority(self):
         with Bus() as bus, bus.moed():
@@ -122,6 +152,23 @@ class Admin(unittest.TestCase):
         for use_case, model in ("no.such", "tiny"), ("language.test", "none"), ("../x", ""):
             with self.assertRaisesRegex(BusError, "no use case|no model"):
                 r.admin("SetUseCase", "ss", use_case, model)
+
+    def test_list_sessions(self):
+        r = self.r
+        conn = r.bus.connect()
+        held = [bus_rig.manager(conn).OpenSession(bus_rig.options(**o)) for o in ({"use_case": "language.test"}, {"model": "spare"})]
+        uid = os.geteuid()
+        rows = [[held[1][0], uid, 0, "spare", "", 0], [held[0][0], uid, 0, "tiny", "language.test", 0]]
+
+        def listed(*filters):
+            return [[s[0], *s[2:]] for s in r.admin("ListSessions", "a{sv}", *filters)[0]]
+
+        self.assertEqual(listed(0), rows)
+        self.assertEqual(listed(1, "model", "s", "spare"), rows[:1])
+        self.assertEqual(listed(1, "uid", "u", uid + 1), [])
+        self.assertEqual(listed(1, "uid", "u", uid), rows)
+        conn.close()
+        rig.until(lambda: not listed(0), "still there")
 
     def test_reload(self):
         r = self.r

@@ -9,8 +9,10 @@ import xml.etree.ElementTree as ET
 import bus_rig
 import dbus
 import dbus.lowlevel
+import dbus.mainloop.glib
 import rig
 from bus_rig import Bus, error_of, manager, options
+from gi.repository import GLib
 
 ROOT = os.geteuid() == 0
 OTHER = "nobody"
@@ -55,6 +57,26 @@ def running(client):
     return queue["running"] + queue["waiting"]
 
 
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def client_of(fd):
+    """The protocol on a connection that the bus handed out."""
+    client = rig.Client.__new__(rig.Client)
+    client.sock, client.last_id, client.notes = socket.socket(fileno=fd.take()), 0, []
+    client.unpacker = rig.msgpack.Unpacker(raw=False)
+    client.sock.setblocking(True)
+    return client
+
+
+def introspect_or_none(conn, path):
+    try:
+        return introspect(conn, path)
+    except dbus.DBusException:
+        return {}
+
+
 class Manager(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -72,10 +94,16 @@ class Manager(unittest.TestCase):
         return f"{bus_rig.NAME}.Error.{name}"
 
     def test_introspection_is_the_installed_xml(self):
-        served = introspect(self.conn)
+        session, fd = self.manager.OpenSession(options())
+        objects = ["", session.removeprefix(bus_rig.PATH)]
+        served = {}
+        for path in objects:
+            served.update(introspect(self.conn, path))
+        installed = {}
         for path in bus_rig.BUILD.glob(f"dbus/{bus_rig.NAME}.*.xml"):
-            for i in ET.parse(path).getroot().findall("interface"):
-                self.assertEqual(served[i.get("name")], shape(i))
+            installed.update({i.get("name"): shape(i) for i in ET.parse(path).getroot().findall("interface")})
+        self.assertEqual({k: v for k, v in served.items() if k.startswith(bus_rig.NAME)}, installed)
+        os.close(fd.take())
 
     def test_properties(self):
         get = self.bus.get
@@ -163,13 +191,132 @@ class Manager(unittest.TestCase):
 
     def test_session_speaks_the_protocol(self):
         path, fd = self.manager.OpenSession(options())
-        with socket.socket(fileno=fd.take()) as s:
-            client = rig.Client.__new__(rig.Client)
-            client.sock, client.last_id, client.notes = s, 0, []
-            client.unpacker = rig.msgpack.Unpacker(raw=False)
-            s.setblocking(True)
-            info = client.call("server.info")
-            self.assertEqual(path, f"{bus_rig.PATH}/session/{info['channel']}")
+        with client_of(fd) as client:
+            own = [s["session"] for s in client.call("session.list")["sessions"] if s["own"]]
+            self.assertEqual([path], [f"{bus_rig.PATH}/session/{n}" for n in own])
+            self.assertEqual(self.manager.OpenSession(options(instructions="be brief"))[0].rpartition("/")[2],
+                             str(own[0] + 1))
+
+    def test_session_is_opened_as_the_options_say(self):
+        path, fd = self.manager.OpenSession(options(instructions="be brief", max_tokens=dbus.UInt32(6), priority=dbus.UInt32(1),
+                                                    seed=dbus.UInt64(3), temperature=0.7))
+        with client_of(fd) as client, self.moed.client() as c:
+            got = client.call("session.generate", session=int(path.rpartition("/")[2]), messages=[user("hello")])
+            want = c.call("generate", messages=[{"role": "system", "content": "be brief"}, user("hello")], max_tokens=6,
+                          seed=3, temperature=0.7)
+        self.assertEqual(got["text"], want["text"])
+        self.assertEqual(got["usage"]["generated"], want["usage"]["generated"])
+        for bad, error in ((options(model="none"), self.error("NoSuchModel")), (options(use_case="no.such"), self.error("NotSupported")),
+                           (options(frobnicate=1), STD + "InvalidArgs"), (options(temperature=-1.0), STD + "InvalidArgs"),
+                           (options(context_tokens=dbus.UInt32(1 << 30)), self.error("ContextOverflow"))):
+            self.assertEqual(error_of(self.manager.OpenSession, bad)[0], error)
+        state, details = self.manager.GetAvailability("", options(context_tokens=dbus.UInt32(1 << 30)))
+        self.assertEqual((state, details["reason"]), (1, "context"))
+
+    def session(self, conn=None, **opts):
+        path, fd = manager(conn or self.conn).OpenSession(options(**opts))
+        fd = fd.take()
+        self.addCleanup(os.close, fd)
+        path = path.removeprefix(bus_rig.PATH)
+        return manager(conn or self.conn, "Session", path), path
+
+    def get(self, path, name):
+        return self.conn.get_object(bus_rig.NAME, bus_rig.PATH + path, introspect=False).Get(
+            f"{bus_rig.NAME}.Session", name, dbus_interface="org.freedesktop.DBus.Properties")
+
+    def test_session_object(self):
+        with self.moed.client() as c:
+            first = c.call("generate", messages=[user("hello")], max_tokens=6, seed=3)
+            then = c.call("generate", messages=[user("hello"), {"role": "assistant", "content": first["text"]}, user("more"),
+                                                user("and more")], max_tokens=6, seed=3)
+        session, path = self.session(max_tokens=dbus.UInt32(6), seed=dbus.UInt64(3))
+        text, info = session.Respond("hello", options())
+        self.assertEqual((text, info["generated-tokens"]), (first["text"], first["usage"]["generated"]))
+        self.assertEqual(self.get(path, "ContextUsed"), info["prompt-tokens"] + info["generated-tokens"])
+        used = session.Append([("user", dbus.String("more", variant_level=1))])
+        self.assertEqual(self.get(path, "ContextUsed"), used)
+        clone, fd = session.Clone(options())
+        self.assertEqual(session.Respond("and more", options())[0], then["text"])
+        copy = manager(self.conn, "Session", clone.removeprefix(bus_rig.PATH))
+        self.assertEqual(copy.Respond("and more", options())[0], then["text"])
+        os.close(fd.take())
+        model = self.get(path, "Model")
+        self.assertTrue(model.startswith(bus_rig.PATH + "/model/"))
+        self.assertEqual((self.get(path, "UseCase"), self.get(path, "State"), self.get(path, "Priority")), ("", 0, 0))
+        self.assertGreater(self.get(path, "ContextWindow"), 0)
+        name, text = error_of(session.Append, [("nobody", dbus.String("more", variant_level=1))])
+        self.assertEqual(name, STD + "InvalidArgs")
+        name, _ = error_of(session.Append, [("user", dbus.Int32(3, variant_level=1))])
+        self.assertEqual(name, STD + "InvalidArgs")
+
+    def test_session_priority(self):
+        _, path = self.session()
+        at = self.conn.get_object(bus_rig.NAME, bus_rig.PATH + path, introspect=False)
+
+        def put(v):
+            at.Set(f"{bus_rig.NAME}.Session", "Priority", dbus.UInt32(v, variant_level=1), dbus_interface="org.freedesktop.DBus.Properties")
+
+        put(1)
+        self.assertEqual(self.get(path, "Priority"), 1)
+        self.assertEqual(error_of(put, 2)[0], STD + "InvalidArgs")
+
+    def test_session_ends(self):
+        for how in "Close", "hang up", "close it":
+            path, fd = self.manager.OpenSession(options())
+            session = manager(self.conn, "Session", path.removeprefix(bus_rig.PATH))
+            with client_of(fd) as client:
+                session.Cancel()  # of nothing
+                if how == "Close":
+                    session.Close()
+                    self.assertEqual(client.sock.recv(1), b"")
+                elif how == "close it":
+                    client.call("session.close", session=int(path.rpartition("/")[2]))
+            rig.until(lambda: error_of(session.Respond, "x", options())[0] == self.error("NoSuchSession"), "still there")
+            name, _ = error_of(self.get, path.removeprefix(bus_rig.PATH), "State")
+            self.assertEqual(name, STD + "UnknownObject")
+
+    def test_session_cancel(self):
+        session, path = self.session()
+        got = []
+        t = threading.Thread(target=lambda: got.append(error_of(lambda: session.Respond("go on", options(), timeout=60))))
+        t.start()
+        with self.moed.client() as watch:
+            rig.until(lambda: running(watch), "nothing runs")
+            self.bus.busctl("call", bus_rig.NAME, bus_rig.PATH + path, f"{bus_rig.NAME}.Session", "Cancel")
+        t.join(20)
+        self.assertEqual(got[0][0], self.error("Cancelled"))
+
+    def test_session_is_private(self):
+        _, path = self.session()
+        other = self.bus.connect()
+        self.addCleanup(other.close)
+        self.assertNotIn(bus_rig.NAME + ".Session", introspect_or_none(other, path))
+        props = dbus.Interface(other.get_object(bus_rig.NAME, bus_rig.PATH + path, introspect=False),
+                               "org.freedesktop.DBus.Properties")
+        self.assertEqual(error_of(props.Get, f"{bus_rig.NAME}.Session", "State")[0], STD + "UnknownObject")
+        if ROOT:
+            with self.assertRaisesRegex(bus_rig.BusError, "another caller's|Access denied"):
+                self.bus.call("Close", interface="Session", path=path, user=OTHER)
+            manager(other, "Session", path).Cancel()  # root may
+
+    def test_context_dropped(self):
+        signals = self.bus.listen()
+        conn = dbus.bus.BusConnection(self.bus.address, mainloop=dbus.mainloop.glib.DBusGMainLoop())
+        self.addCleanup(conn.close)
+        session, path = self.session(conn, max_tokens=dbus.UInt32(4))
+        told = []
+        conn.add_signal_receiver(lambda *a: told.append(tuple(map(int, a))), "ContextDropped", f"{bus_rig.NAME}.Session",
+                                 path=bus_rig.PATH + path)
+        for _ in range(60):
+            _, info = session.Respond("word " * 40, options(overflow="drop-oldest"))
+            if info.get("dropped-messages"):
+                break
+        else:
+            self.fail("nothing was dropped")
+        rig.until(lambda: (GLib.MainContext.default().iteration(False), told)[1], "its owner was not told")
+        self.assertEqual(told[0][0], info["dropped-messages"])
+        self.assertGreater(told[0][1], 0)
+        self.assertFalse([s for s in signals() if s[2] == "ContextDropped"])  # to the owner alone
 
     def test_a_caller_that_leaves_is_hung_up_on(self):
         conn = self.bus.connect()
@@ -202,6 +349,33 @@ class Limits(unittest.TestCase):
             self.assertGreater(manager(conn).CountTokens("x", options()), 0)  # a call is no connection
             for fd in held:
                 os.close(fd)
+            conn.close()
+
+    def test_a_user_has_so_many_sessions(self):
+        with Bus() as bus, bus.moed("user-sessions = 2\n"):
+            conn, other = bus.connect(), bus.connect()
+            held = [manager(c).OpenSession(options())[1].take() for c in (conn, other)]
+            name, text = error_of(manager(conn).OpenSession, options())
+            self.assertEqual(name, f"{bus_rig.NAME}.Error.QuotaExceeded")
+            self.assertRegex(text, r"\(limit=2\)$")
+            self.assertEqual(bus.get("SessionCount"), 2)
+            other.close()  # its sessions close with it
+            rig.until(lambda: bus.get("SessionCount") == 1, "still there")
+            held.append(manager(conn).OpenSession(options())[1].take())
+            for fd in held:
+                os.close(fd)
+            conn.close()
+
+    def test_a_user_has_so_many_jobs(self):
+        with Bus() as bus, bus.moed("user-jobs = 2\n") as moed:
+            conn = bus.connect()
+            for _ in range(2):
+                send(conn, "Respond", "go on", options())
+            with moed.client() as watch:
+                rig.until(lambda: running(watch) == 2, "nothing runs")
+                name, text = error_of(manager(conn).Respond, "x", options())
+            self.assertEqual(name, f"{bus_rig.NAME}.Error.Busy")
+            self.assertRegex(text, r"\(retry_after_ms=\d+ position=2\)$")
             conn.close()
 
     def test_a_user_has_so_many_calls(self):
