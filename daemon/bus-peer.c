@@ -17,8 +17,12 @@
 
 /* ---- what the bus says ---- */
 
+/* Anybody may send a signal that looks like the bus's. */
 static int on_left(sd_bus_message *m, void *arg, sd_bus_error *error) {
-    bus_peer_free(arg);
+    const char *sender = sd_bus_message_get_sender(m);
+
+    if (sender && strcmp(sender, DRIVER) == 0)
+        bus_peer_free(arg);
     return 0;
 }
 

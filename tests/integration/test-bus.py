@@ -326,6 +326,23 @@ class Manager(unittest.TestCase):
             conn.close()
             self.assertEqual(s.recv(1), b"")
 
+    def test_only_the_bus_says_who_left(self):
+        """A signal that looks like the bus's ends nothing of another caller."""
+        conn, other = self.bus.connect(), self.bus.connect()
+        self.addCleanup(conn.close)
+        self.addCleanup(other.close)
+        _, fd = manager(conn).OpenSession(options())
+        left = dbus.lowlevel.SignalMessage("/org/freedesktop/DBus", "org.freedesktop.DBus", "NameOwnerChanged")
+        left.append(conn.get_unique_name(), conn.get_unique_name(), "", signature="sss")
+        left.set_destination(other.get_name_owner(bus_rig.NAME))
+        other.send_message(left)
+        other.flush()
+        manager(other).CountTokens("x", options())  # so it was read
+        with socket.socket(fileno=fd.take()) as s:
+            s.settimeout(0.3)
+            with self.assertRaises(TimeoutError):
+                s.recv(1)
+
     def test_a_caller_that_leaves_cancels(self):
         conn, watch = self.bus.connect(), self.moed.client()
         self.addCleanup(watch.close)
