@@ -73,6 +73,11 @@ class Rig:
     def power(self):
         return self.client.call("server.status")["power"]
 
+    def status(self):
+        """What moectl says."""
+        moectl = bus_rig.BUILD / "client/moectl"
+        return subprocess.run([moectl, "--socket", self.moed.path, "status"], check=True, capture_output=True, text=True).stdout
+
     def until_power(self, **want):
         rig.until(lambda: {k: self.power()[k] for k in want} == want, f"not {want}", 20)
 
@@ -99,6 +104,7 @@ class Sleep(unittest.TestCase):
         rig.until(lambda: not r.delays(), "sleep waits", 10)
         self.assertEqual(r.power()["level"], 2)
         self.assertEqual(r.bus.get("PowerLevel"), 2)
+        self.assertRegex(r.status(), "Power: the machine is about to sleep, all requests wait\n")
         was = r.client.call("server.status")["tokens"]["generated"]
         time.sleep(0.3)
         self.assertEqual(r.client.call("server.status")["tokens"]["generated"], was)
@@ -196,6 +202,7 @@ class Power(unittest.TestCase):
         r.set(UPOWER, UPOWER_PATH, OnBattery=True)
         r.until_power(level=1, battery=True)
         self.assertEqual(r.bus.get("PowerLevel"), 1)
+        self.assertRegex(r.status(), "Power: on battery, requests of background wait\n")
         rig.until(lambda: r.client.call("server.status")["threads"] == 1, "as many threads")
         back = r.client.send("generate", prompt="x", max_tokens=3, priority="background")
         front = r.client.send("generate", prompt="x", max_tokens=3)
@@ -204,6 +211,7 @@ class Power(unittest.TestCase):
         self.assertEqual(r.client.wait(back)["usage"]["generated"], 3)
         r.until_power(level=0, battery=False)
         self.assertEqual(r.client.call("server.status")["threads"], 2)
+        self.assertNotIn("Power:", r.status())
 
     def test_saver(self):
         r = Rig(self, UPOWER, PROFILES, config="power-save = profile\n")
