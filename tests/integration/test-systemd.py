@@ -3,7 +3,7 @@
 """moed under a real systemd: test-systemd.py BUILD MESON [unittest arguments]
 
 Installs the build below a folder, boots systemd over it with boot.sh, and runs there the tests of
-systemd_*.py beside this file. Skipped where boot.sh cannot.
+systemd_*.py beside this file, or those that `-p` names. Skipped where boot.sh cannot.
 """
 import os
 import pathlib
@@ -32,7 +32,7 @@ def main():
         tree = pathlib.Path(d)
         install(build, meson, tree)
         (tree / INSIDE).mkdir(parents=True)
-        for f in [HERE / "rig.py", *HERE.glob("systemd_*.py")]:
+        for f in [HERE / "rig.py", *HERE.glob("systemd_*.py"), *HERE.glob("slow_*.py")]:
             shutil.copy(f, tree / INSIDE)
         for shape in "tiny", "odd":
             shutil.copy(rig.make_model(shape), tree / INSIDE / f"{shape}.gguf")
