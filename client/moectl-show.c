@@ -352,6 +352,37 @@ int verb_unload(struct ctl *c) {
     return r;
 }
 
+/* A wish that outlives this connection, or its end. Others may be stronger: what counts is told. */
+static int keep_wish(struct ctl *c, const char *residency) {
+    const struct moe_value *v;
+    struct moe_map *p;
+    int r;
+
+    r = ctl_connect(c);
+    if (r)
+        return r;
+    p = moe_map_new();
+    if (c->n_args)
+        moe_map_str(p, "id", c->args[0]);
+    moe_map_str(p, "residency", residency);
+    moe_map_bool(p, "keep", true);
+    r = ctl_call_with(c, "model.pin", p, SOON_USEC, &v);
+    if (!r && c->json)
+        ctl_put_json(c, v);
+    else if (!r && !c->quiet)
+        put_row(c, "Residency", text_of(v, "residency"));
+
+    return r;
+}
+
+int verb_pin(struct ctl *c) {
+    return keep_wish(c, "pinned");
+}
+
+int verb_unpin(struct ctl *c) {
+    return keep_wish(c, "none");
+}
+
 int verb_wait(struct ctl *c) {
     uint64_t waited = 0;
 

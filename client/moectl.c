@@ -26,6 +26,8 @@ static const char help[] =
     "  show [MODEL]         what is known about a model\n"
     "  load [MODEL]         load a model and wait for it\n"
     "  unload [MODEL]       give a model's memory back\n"
+    "  pin [MODEL]          keep a model in memory, whatever happens\n"
+    "  unpin [MODEL]        no longer\n"
     "  wait [MODEL]         wait until a model can answer\n"
     "  top                  requests that run and wait, again every second\n"
     "  metrics              numbers of the service, for monitoring\n"
@@ -99,6 +101,8 @@ static const struct verb {
     { "show", V_SHOW, 1, verb_show },
     { "load", V_LOAD, 1, verb_load },
     { "unload", V_OTHER, 1, verb_unload },
+    { "pin", V_OTHER, 1, verb_pin },
+    { "unpin", V_OTHER, 1, verb_unpin },
     { "wait", V_WAIT, 1, verb_wait },
     { "top", V_TOP, 0, verb_top },
     { "metrics", V_OTHER, 0, verb_metrics },

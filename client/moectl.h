@@ -124,6 +124,8 @@ int verb_list(struct ctl *c);
 int verb_show(struct ctl *c);
 int verb_load(struct ctl *c);
 int verb_unload(struct ctl *c);
+int verb_pin(struct ctl *c);
+int verb_unpin(struct ctl *c);
 int verb_tokenize(struct ctl *c);
 int verb_wait(struct ctl *c);
 int verb_top(struct ctl *c);

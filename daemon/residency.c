@@ -17,12 +17,18 @@ enum {
 };
 _Static_assert((int)STEP_UNLOAD == (int)PRESSURE_MAX, "a step a level");
 
+struct kept {
+    LIST_ENTRY(kept) link;
+    struct residency_lease lease;
+};
+
 struct residency {
     struct event_base *base;
     struct models *models;
     const struct config *config;
     struct pressure *pressure;
     LIST_HEAD(, residency_lease) leases;
+    LIST_HEAD(, kept) kept;
     struct event *timer;        /* when the model may have to go */
     void (*changed)(void *arg); /* NULL: nobody wants to know */
     void *changed_arg;
@@ -44,13 +50,18 @@ bool residency_parse(const char *name, size_t n, enum residency_wish *ret_wish) 
     return false;
 }
 
-enum residency_wish residency_now(const struct residency *r) {
+enum residency_wish residency_of(const struct residency *r, const char *model) {
     enum residency_wish most = (enum residency_wish)r->config->residency;
     const struct residency_lease *l;
 
     for (l = LIST_FIRST(&r->leases); l; l = LIST_NEXT(l, link))
-        most = l->wish > most ? l->wish : most;
+        if (l->wish > most && (!l->model || (model && strcmp(l->model, model) == 0)))
+            most = l->wish;
     return most;
+}
+
+enum residency_wish residency_now(const struct residency *r) {
+    return residency_of(r, models_resident(r->models));
 }
 
 unsigned residency_level(const struct residency *r) {
@@ -75,8 +86,8 @@ static usec_t left(const struct residency *r) {
     return idle >= timeout ? 0 : timeout - idle;
 }
 
-/* Let it go if it is time, else look again when it may be. With no model there is nothing to look
- * at, but one may be loaded meanwhile: then it has a whole timeout ahead of it. */
+/* Let it go if it is time, else look again when it may be. Another model may be resident by then,
+ * which nobody has a stronger wish about: then it has at least a whole timeout ahead of it. */
 static void settle(struct residency *r) {
     usec_t in = left(r);
     struct timeval tv;
@@ -88,7 +99,7 @@ static void settle(struct residency *r) {
         (void)models_unload(r->models, NULL, &n); /* it has no work */
         in = left(r);
     }
-    if (in == UINT64_MAX && residency_now(r) == RESIDENCY_IDLE)
+    if (in == UINT64_MAX && residency_of(r, NULL) == RESIDENCY_IDLE)
         in = r->config->idle_timeout * CLOCK_SECOND;
     if (in == UINT64_MAX) {
         (void)event_del(r->timer);
@@ -119,20 +130,66 @@ static void on_level(void *arg, unsigned level) {
 
 /* ---- wishes ---- */
 
-void residency_take(struct residency *r, struct residency_lease *lease, enum residency_wish wish) {
+int residency_take(struct residency *r, struct residency_lease *lease, const char *model,
+                   enum residency_wish wish) {
+    char *copy = model ? strdup(model) : NULL;
+
+    if (model && !copy)
+        return err_new(-ENOMEM);
     if (!lease->live)
         LIST_INSERT_HEAD(&r->leases, lease, link);
+    free(lease->model);
     lease->live = true;
     lease->wish = wish;
+    lease->model = copy;
     settle(r);
+    return 0;
 }
 
 void residency_drop(struct residency *r, struct residency_lease *lease) {
     if (!lease->live)
         return;
     LIST_REMOVE(lease, link);
-    lease->live = false;
+    free(lease->model);
+    *lease = (struct residency_lease){ 0 };
     settle(r);
+}
+
+static struct kept *find_kept(const struct residency *r, const char *model) {
+    struct kept *k = LIST_FIRST(&r->kept);
+
+    while (k && strcmp(k->lease.model ?: "", model ?: "") != 0)
+        k = LIST_NEXT(k, link);
+    return k;
+}
+
+static void drop_kept(struct residency *r, struct kept *k) {
+    LIST_REMOVE(k, link);
+    residency_drop(r, &k->lease);
+    free(k);
+}
+
+int residency_keep(struct residency *r, const char *model, enum residency_wish wish) {
+    struct kept *k = find_kept(r, model);
+    int rc;
+
+    if (k)
+        return err_up(residency_take(r, &k->lease, model, wish));
+    k = calloc(1, sizeof *k);
+    if (!k)
+        return err_new(-ENOMEM);
+    LIST_INSERT_HEAD(&r->kept, k, link);
+    rc = residency_take(r, &k->lease, model, wish);
+    if (rc < 0)
+        drop_kept(r, k);
+    return err_up(rc);
+}
+
+void residency_forget(struct residency *r, const char *model) {
+    struct kept *k = find_kept(r, model);
+
+    if (k)
+        drop_kept(r, k);
 }
 
 /* ---- life ---- */
@@ -163,6 +220,8 @@ int residency_reconfigure(struct residency *r, const struct config *config) {
 struct residency *residency_free(struct residency *r) {
     if (!r)
         return NULL;
+    while (!LIST_EMPTY(&r->kept))
+        drop_kept(r, LIST_FIRST(&r->kept));
     (void)pressure_free(r->pressure);
     if (r->timer)
         event_free(r->timer);
@@ -181,6 +240,7 @@ int residency_new(struct residency **ret_r, struct event_base *base, struct mode
     r->models = models;
     r->config = config;
     LIST_INIT(&r->leases);
+    LIST_INIT(&r->kept);
     r->timer = evtimer_new(base, on_timer, r);
     if (!r->timer)
         return err_new(-ENOMEM);

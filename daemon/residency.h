@@ -5,9 +5,10 @@
  * residency - how long the model stays in memory: what is wished for, and what memory allows
  *
  * There are three wishes, the weakest first: "idle", it goes when it had no work for some time;
- * "pressure", it goes when memory is short; "pinned", it stays. The configuration has one, and a
- * connection may have one as long as it lives; the strongest of them counts. A model with work
- * never goes.
+ * "pressure", it goes when memory is short; "pinned", it stays. The configuration has one, a
+ * connection and a session may have one as long as they live, and one may be kept until the service
+ * ends; the strongest of those that are about the resident model counts. A model with work never
+ * goes.
  *
  * When memory is short, a step is taken for each level that pressure.h tells, and when it is not
  * any more they are taken back, the last first:
@@ -38,6 +39,7 @@ bool residency_parse(const char *name, size_t n, enum residency_wish *ret_wish);
 struct residency_lease {
     LIST_ENTRY(residency_lease) link;
     enum residency_wish wish;
+    char *model; /* id that it is about; NULL: whichever is resident */
     bool live;
 };
 
@@ -51,12 +53,20 @@ void residency_watch(struct residency *r, void (*changed)(void *arg), void *arg)
 /* From now on; the level of pressure begins at 0 again if its source is another one. */
 int residency_reconfigure(struct residency *r, const struct config *config);
 
-/* Have, or change, a wish. */
-void residency_take(struct residency *r, struct residency_lease *lease, enum residency_wish wish);
+/* Have, or change, a wish about @model (NULL: whichever is resident). Return: 0, or -ENOMEM with
+ * @lease as before. */
+int residency_take(struct residency *r, struct residency_lease *lease, const char *model,
+                   enum residency_wish wish);
 /* Have none any more; nothing happens when there was none. */
 void residency_drop(struct residency *r, struct residency_lease *lease);
+/* The same for a wish of nobody who may go away: there is one a model, and one about whichever is
+ * resident. */
+int residency_keep(struct residency *r, const char *model, enum residency_wish wish);
+void residency_forget(struct residency *r, const char *model);
 
-/* The wish that counts. */
+/* The wish that counts when @model is resident; NULL: as long as none is. */
+enum residency_wish residency_of(const struct residency *r, const char *model);
+/* And with what is resident now. */
 enum residency_wish residency_now(const struct residency *r);
 /* Steps that are taken, 0 to PRESSURE_MAX. */
 unsigned residency_level(const struct residency *r);

@@ -280,26 +280,50 @@ int rpc_model_load(struct rpc_call *c) {
     }
 }
 
-/* As long as this connection lives: it is its lease. */
-int rpc_model_pin(struct rpc_call *c) {
-    struct residency *r = c->server->residency;
-    enum residency_wish wish = RESIDENCY_PINNED;
+/* *ret_none: the wish is to have none. Return: 0 or RPC_INVALID_ARGS. */
+static int get_wish(struct rpc_call *c, enum residency_wish *ret_wish, bool *ret_none) {
     size_t n;
     const char *s = rpc_get_str(c->params, "residency", &n);
-    int k = want_admin(c);
 
-    if (k)
-        return err_up(k);
-    if (s && n == 4 && memcmp(s, "none", n) == 0)
-        residency_drop(r, &c->channel->lease);
-    else if (s && !residency_parse(s, n, &wish))
+    *ret_wish = RESIDENCY_PINNED;
+    *ret_none = s && n == 4 && memcmp(s, "none", n) == 0;
+    if (s && !*ret_none && !residency_parse(s, n, ret_wish))
         return why_set(&c->reply->why, RPC_INVALID_ARGS,
                        "residency: none of none, idle, pressure, pinned");
+    return 0;
+}
+
+/* Kept, or as long as this connection lives: it is its lease. */
+int rpc_model_pin(struct rpc_call *c) {
+    struct residency *r = c->server->residency;
+    struct residency_lease *lease = rpc_get_bool(c->params, "keep") ? NULL : &c->channel->lease;
+    AUTO(free) char *id = NULL;
+    enum residency_wish wish;
+    bool none = false;
+    int k;
+
+    k = want_admin(c);
+    if (!k)
+        k = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    if (!k)
+        k = get_wish(c, &wish, &none);
+    if (k)
+        return err_up(k);
+    if (id && !none && !models_find(c->server->models, id))
+        return no_such_model(c, id);
+
+    if (none && lease)
+        residency_drop(r, lease);
+    else if (none)
+        residency_forget(r, id);
     else
-        residency_take(r, &c->channel->lease, wish);
+        k = lease ? residency_take(r, lease, id, wish) : residency_keep(r, id, wish);
+    if (k)
+        return err_fold(k);
 
     msgpack_pack_map(&c->reply->result_pk, 1);
-    rpc_pack_str(&c->reply->result_pk, "residency", residency_name(residency_now(r)));
+    rpc_pack_str(&c->reply->result_pk, "residency",
+                 residency_name(id ? residency_of(r, id) : residency_now(r)));
     return 0;
 }
 

@@ -69,9 +69,9 @@ const struct rpc_method rpc_methods[] = {
       "{job: uint, state: str}",
       MODEL_ERRORS " AccessDenied", "", false, rpc_model_load },
     { "model.pin", 1, 0,
-      "residency:s?",
+      "id:s? residency:s? keep:b?",
       "{residency: str}",
-      "AccessDenied", "", false, rpc_model_pin },
+      "NoSuchModel AccessDenied", "", false, rpc_model_pin },
     { "model.show", 1, 0,
       "id:s? tensors:b?",
       "{id: str, path: str, size: uint, state: str, metadata: map, chat_template: str?, "

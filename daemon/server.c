@@ -188,8 +188,8 @@ struct server *server_free(struct server *s) {
     while (!LIST_EMPTY(&s->channels))
         (void)channel_free(LIST_FIRST(&s->channels));
     (void)power_free(s->power);
-    (void)residency_free(s->residency);
     session_deinit_all(&s->sessions);
+    (void)residency_free(s->residency);
     (void)models_free(s->models);
     (void)prefixes_free(s->prefixes);
     (void)tasks_free(s->tasks);

@@ -29,6 +29,7 @@ void session_close(struct session *t) {
 
     t->closed = true;
     LIST_REMOVE(t, link);
+    residency_drop(t->server->residency, &t->lease);
     if (t->work)
         work_stop(t->work, RPC_CANCELLED);
     (void)session_unref(t);
@@ -176,6 +177,8 @@ int session_open(struct server *server, const struct channel *owner, struct sess
     r = check_room(server, owner->peer.uid, state->n_byte, ret_limit, why);
     if (!r)
         r = watch_idle(server);
+    if (!r)
+        r = residency_take(server->residency, &t->lease, state->model, RESIDENCY_PRESSURE);
     if (r)
         return err_up(r);
 

@@ -20,6 +20,7 @@
 #include <sys/queue.h>
 
 #include "daemon/clock.h"
+#include "daemon/residency.h"
 #include "engine/base/auto.h"
 #include "engine/engine.h"
 
@@ -49,6 +50,7 @@ struct session {
     uid_t uid;
     const struct channel *owner; /* the connection that opened it */
     struct session_state state;
+    struct residency_lease lease; /* its model stays while it is open, unless memory is short */
     struct work *work; /* the exchange that runs, which adds to it at its end; NULL: none */
     uint32_t n_ref;
     bool closed;       /* nobody finds it any more */

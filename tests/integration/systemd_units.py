@@ -73,7 +73,8 @@ class BadConfig(Service):
         with self.client() as c:
             self.assertEqual(c.wait_note("rpc.error")["name"], "Internal")
             self.assertRaises((Hangup, ConnectionError), c.frame)
-        time.sleep(1)
+        until(lambda: show("ActiveState") == "failed", "it does not fail")
+        time.sleep(1)  # a restart would come
         self.assertEqual(show("ActiveState", "Result", "ExecMainStatus", "NRestarts"), ("failed", "exit-code", "78", "0"))
         said = [m for m in journal(since=self.since) if "threads: 'lots' is not a number" in m]
         self.assertEqual(len(said), 1)

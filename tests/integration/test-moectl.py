@@ -468,6 +468,17 @@ class Others(Case):
         self.serve(fails("model.unload", 9, "Busy", "it has work", {"position": 1}))
         self.check(self.moectl("unload"), 7, b"", "it has work")
 
+    def test_pin(self):
+        self.serve(returns("model.pin", {"residency": "pinned"}))
+        self.check(self.moectl("pin"), 0, b"   Residency: pinned\n", "^$")
+        self.check(self.moectl("unpin", "a", "-q"), 0, b"", "^$")
+        self.check(self.moectl("pin", "a", "--json"), 0, b'{"residency":"pinned"}\n')
+        self.assertEqual(self.service.seen, [("model.pin", {"residency": "pinned", "keep": True}),
+                                             ("model.pin", {"id": "a", "residency": "none", "keep": True}),
+                                             ("model.pin", {"id": "a", "residency": "pinned", "keep": True})])
+        self.serve(fails("model.pin", 11, "AccessDenied", "only root may"))
+        self.check(self.moectl("unpin"), 6, b"", "only root may")
+
     def test_wait(self):
         states = iter(["not-loaded", "loading", "available"])
         self.serve({"model.availability": lambda s, i, p: s.result(i, {"state": next(states), "progress": 0.5})})

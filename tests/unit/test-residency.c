@@ -86,6 +86,10 @@ static void has(const char *text, const char *want) {
 
 /* ---- wishes ---- */
 
+static void wish(struct residency_lease *lease, const char *model, enum residency_wish w) {
+    assert_int_equal(residency_take(rig.server->residency, lease, model, w), 0);
+}
+
 static void test_names(void **state) {
     enum residency_wish w;
 
@@ -106,12 +110,12 @@ static void test_strongest_counts(void **state) {
     begin("idle", "no", "yes");
     r = rig.server->residency;
     assert_int_equal(residency_now(r), RESIDENCY_IDLE);
-    residency_take(r, &a, RESIDENCY_PINNED);
-    residency_take(r, &b, RESIDENCY_PRESSURE);
+    wish(&a, NULL, RESIDENCY_PINNED);
+    wish(&b, NULL, RESIDENCY_PRESSURE);
     assert_int_equal(residency_now(r), RESIDENCY_PINNED);
-    residency_take(r, &a, RESIDENCY_IDLE); /* changes its mind */
+    wish(&a, NULL, RESIDENCY_IDLE); /* changes its mind */
     assert_int_equal(residency_now(r), RESIDENCY_PRESSURE);
-    residency_take(r, &a, RESIDENCY_PINNED);
+    wish(&a, NULL, RESIDENCY_PINNED);
     residency_drop(r, &b);
     assert_int_equal(residency_now(r), RESIDENCY_PINNED);
     residency_drop(r, &a);
@@ -132,6 +136,102 @@ static void test_connection_is_a_lease(void **state) {
     has(rig_call(client, 3, "server.status", "{}"), "\"residency\"=>\"pressure\"");
     has(rig_call(client, 4, "model.pin", "{'residency': 'none'}"), "\"residency\"=>\"idle\"");
     has(rig_call(client, 5, "model.pin", "{'residency': 'forever'}"), "InvalidArgs");
+}
+
+/* A wish about one model says nothing about another. */
+static void test_wish_of_a_model(void **state) {
+    struct residency_lease a = { 0 }, b = { 0 };
+    struct residency *r;
+
+    begin("idle", "no", "yes");
+    r = rig.server->residency;
+    wish(&a, "a", RESIDENCY_PINNED);
+    wish(&b, "b", RESIDENCY_PRESSURE);
+    assert_int_equal(residency_now(r), RESIDENCY_IDLE);
+    assert_int_equal(residency_of(r, "a"), RESIDENCY_PINNED);
+    load("a");
+    assert_int_equal(residency_now(r), RESIDENCY_PINNED);
+    turn(1300);
+    load("b");
+    assert_int_equal(residency_now(r), RESIDENCY_PRESSURE);
+    turn(1300);
+    assert_true(is_loaded());
+    residency_drop(r, &b);
+    turn(50);
+    assert_false(is_loaded());
+    residency_drop(r, &a);
+}
+
+/* And when nobody has one about the model that came, it goes as configured. */
+static void test_other_model_goes(void **state) {
+    struct residency_lease a = { 0 };
+
+    begin("idle", "no", "yes");
+    load("a");
+    wish(&a, "a", RESIDENCY_PINNED);
+    load("b");
+    turn(2500);
+    assert_false(is_loaded());
+    residency_drop(rig.server->residency, &a);
+}
+
+static void test_session_is_a_lease(void **state) {
+    begin("idle", "no", "yes");
+    load("a");
+    has(rig_call(client, 1, "session.open", "{'model': 'a'}"), "\"session\"=>1");
+    has(rig_call(client, 2, "session.open", "{'model': 'b'}"), "\"session\"=>2");
+    has(rig_call(client, 3, "session.clone", "{'session': 1}"), "\"session\"=>3");
+    has(rig_call(client, 4, "server.status", "{}"), "\"residency\"=>\"pressure\"");
+    has(rig_call(client, 5, "session.close", "{'session': 1}"), "nil");
+    turn(1300);
+    assert_true(is_loaded());
+    has(rig_call(client, 6, "session.close", "{'session': 3}"), "nil");
+    turn(50);
+    assert_false(is_loaded());
+}
+
+/* However its client goes; and when memory is short it keeps nothing. */
+static void test_session_ends(void **state) {
+    struct rig_client *other;
+
+    begin("idle", "no", "yes");
+    load("a");
+    other = rig_connect(&rig);
+    has(rig_call(other, 1, "session.open", "{'model': 'a'}"), "\"session\"=>1");
+    turn(1300);
+    assert_true(is_loaded());
+    rig_hangup(other);
+    turn(50);
+    assert_false(is_loaded());
+    load("a");
+    has(rig_call(client, 1, "session.open", "{'model': 'a'}"), "\"session\"=>2");
+    sign(4);
+    turn(50);
+    assert_false(is_loaded());
+}
+
+/* A kept wish outlives its client, and is one a model. */
+static void test_kept(void **state) {
+    struct rig_client *other;
+
+    begin("idle", "no", "yes");
+    load("a");
+    other = rig_connect(&rig);
+    has(rig_call(other, 1, "model.pin", "{'id': 'b', 'keep': true}"), "\"pinned\"");
+    has(rig_call(other, 2, "model.pin", "{'keep': true, 'residency': 'pressure'}"), "\"pressure\"");
+    has(rig_call(other, 3, "model.pin", "{'id': 'a', 'keep': true}"), "\"pinned\"");
+    has(rig_call(other, 4, "model.pin", "{'id': 'a', 'keep': true}"), "\"pinned\"");
+    has(rig_call(other, 5, "model.pin", "{'id': 'c', 'keep': true}"), "NoSuchModel");
+    rig_hangup(other);
+    sign(4);
+    turn(50);
+    assert_true(is_loaded());
+    /* the connection's own is another one */
+    has(rig_call(client, 1, "model.pin", "{'id': 'a', 'residency': 'none'}"), "\"pinned\"");
+    has(rig_call(client, 2, "model.pin", "{'id': 'a', 'residency': 'none', 'keep': true}"),
+        "\"pressure\"");
+    turn(1100);
+    assert_false(is_loaded());
 }
 
 /* ---- idle ---- */
@@ -173,7 +273,7 @@ static void test_wish_keeps_it(void **state) {
 
     begin("idle", "no", "yes");
     load("a");
-    residency_take(rig.server->residency, &a, RESIDENCY_PRESSURE);
+    wish(&a, NULL, RESIDENCY_PRESSURE);
     turn(1300);
     assert_true(is_loaded());
     residency_drop(rig.server->residency, &a); /* it was idle for long enough */
@@ -278,6 +378,11 @@ int main(void) {
         cmocka_unit_test_teardown(test_names, teardown),
         cmocka_unit_test_teardown(test_strongest_counts, teardown),
         cmocka_unit_test_teardown(test_connection_is_a_lease, teardown),
+        cmocka_unit_test_teardown(test_wish_of_a_model, teardown),
+        cmocka_unit_test_teardown(test_other_model_goes, teardown),
+        cmocka_unit_test_teardown(test_session_is_a_lease, teardown),
+        cmocka_unit_test_teardown(test_session_ends, teardown),
+        cmocka_unit_test_teardown(test_kept, teardown),
         cmocka_unit_test_teardown(test_idle_goes, teardown),
         cmocka_unit_test_teardown(test_work_keeps_it, teardown),
         cmocka_unit_test_teardown(test_wish_keeps_it, teardown),
