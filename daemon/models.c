@@ -43,7 +43,7 @@ struct models {
     struct fdstore store; /* weights of the resident model, or of the last start's */
     usec_t idle_since;    /* when it was loaded or had its last work */
 
-    unsigned tidy; /* what engines are told, see engine_tidy() */
+    unsigned tidy; /* what engines are told once they are loaded, see engine_tidy() */
     bool closed;
     bool saving; /* power */
     enum engine_hold hold;
@@ -488,7 +488,7 @@ usec_t models_idle_usec(const struct models *m) {
 }
 
 void models_tidy(struct models *m, unsigned what) {
-    m->tidy = what;
+    m->tidy = what & (ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK);
     if (m->engine && m->state == MODELS_LOADED)
         engine_tidy(m->engine, what);
 }

@@ -102,7 +102,8 @@ int models_unload(struct models *m, const char *id, uint32_t *ret_n_job);
 
 /* Time since when the resident model, if any, has no work and is not being loaded; 0: it has. */
 usec_t models_idle_usec(const struct models *m);
-/* As engine_tidy(), for the resident model and for those that are loaded later. */
+/* As engine_tidy(), for the resident model; of those that are loaded later weights are locked, or
+ * not, as well. */
 void models_tidy(struct models *m, unsigned what);
 /* Load nothing, or load again what is asked for. */
 void models_close(struct models *m, bool closed);

@@ -27,6 +27,8 @@ struct residency {
     struct models *models;
     const struct config *config;
     struct pressure *pressure;
+    unsigned level; /* the last one that was told */
+    bool unlocked;  /* since it was STEP_UNLOCK, until it is 0 */
     LIST_HEAD(, residency_lease) leases;
     LIST_HEAD(, kept) kept;
     struct event *timer;        /* when the model may have to go */
@@ -117,11 +119,14 @@ static void on_timer(evutil_socket_t fd, short what, void *arg) {
 
 static void on_level(void *arg, unsigned level) {
     struct residency *r = arg;
-    bool lock = r->config->lock_weights && level < STEP_UNLOCK;
+    bool higher = level > r->level;
 
-    models_tidy(r->models, (level >= STEP_KV ? ENGINE_TIDY_KV : 0u) |
-                               (level >= STEP_COLD ? ENGINE_TIDY_COLD : 0u) |
-                               (lock ? ENGINE_TIDY_LOCK : ENGINE_TIDY_UNLOCK));
+    r->level = level;
+    r->unlocked = level >= STEP_UNLOCK || (level && r->unlocked);
+    models_tidy(r->models, (higher ? ENGINE_TIDY_KV : 0u) |
+                               (higher && level >= STEP_COLD ? ENGINE_TIDY_COLD : 0u) |
+                               (r->config->lock_weights && !r->unlocked ? ENGINE_TIDY_LOCK
+                                                                        : ENGINE_TIDY_UNLOCK));
     models_close(r->models, level == STEP_UNLOAD);
     if (r->changed)
         r->changed(r->changed_arg);

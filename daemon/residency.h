@@ -10,13 +10,15 @@
  * ends; the strongest of those that are about the resident model counts. A model with work never
  * goes.
  *
- * When memory is short, a step is taken for each level that pressure.h tells, and when it is not
- * any more they are taken back, the last first:
+ * When memory is short, a step is taken for each level that pressure.h tells:
  *
  *   1  memory of the K/V cache that no job uses is given up
- *   2  weights that are used least may be taken by the kernel
- *   3  weights that were locked into memory are unlocked
+ *   2  weights of experts that are used least are left to the kernel
+ *   3  weights that were locked into memory are unlocked, and 2 holds for them, too
  *   4  the model goes, unless it is pinned or has work, and none is loaded
+ *
+ * A level that falls takes nothing: what was given up comes back as it is used. Below 4 a model may
+ * be loaded again; weights are locked again when the level is 0.
  *
  * Owner: the daemon thread.
  */

@@ -275,13 +275,13 @@ static void engine_do_tidy(struct engine *e, struct sched *s) {
     pool_limit(e->res->pool, engine_n_worker(e));
     if (what & ENGINE_TIDY_KV)
         sched_trim(s);
-    if (what & ENGINE_TIDY_COLD)
-        model_cool(m);
     if (what & (ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK)) {
         bool lock = what & ENGINE_TIDY_LOCK;
 
         atomic_store(&e->locked, model_lock(m, lock) == 0 && lock);
     }
+    if (what & ENGINE_TIDY_COLD) /* now that they may go */
+        model_cool(m);
 }
 
 static void *engine_main(void *arg) {

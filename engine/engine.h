@@ -78,9 +78,9 @@ void engine_status(struct engine *e, struct engine_status *ret);
 /* Compute with at most @n workers from the next step on; 0: all. */
 void engine_limit(struct engine *e, uint32_t n);
 /* What to do with memory, between two steps: give up what is kept of earlier prompts, and memory of
- * the K/V cache that no job uses; let the kernel take weights that are used least, when it needs
- * some; keep packed weights from being paged out, if that is allowed, or no longer. Of the last two
- * the later one counts. */
+ * the K/V cache that no job uses; let the kernel take weights of the experts that are used least;
+ * keep packed weights from being paged out, if that is allowed, or no longer. Of the last two the
+ * later one counts. */
 enum { ENGINE_TIDY_KV = 1, ENGINE_TIDY_COLD = 2, ENGINE_TIDY_LOCK = 4, ENGINE_TIDY_UNLOCK = 8 };
 void engine_tidy(struct engine *e, unsigned what);
 /* What has no more steps until it is let go on: nothing, jobs of background, or all. Jobs may still

@@ -92,8 +92,15 @@ int mem_prefer_node(uint32_t node) {
     return 0;
 }
 
-void mem_cool(void *p, size_t size) {
-    (void)madvise(p, size, MADV_COLD); /* Linux 5.4; refused for pages that are locked */
+void mem_cool(const void *p, size_t size) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), end = ((uintptr_t)p + size) & ~(page - 1);
+    uintptr_t begin = ((uintptr_t)p + page - 1) & ~(page - 1);
+
+    if (begin >=
+        end) /* Linux 5.4 knows both; of a file of somebody else's the second does nothing */
+        return;
+    (void)madvise((void *)begin, end - begin, MADV_COLD);
+    (void)madvise((void *)begin, end - begin, MADV_PAGEOUT);
 }
 
 int mem_lock(void *p, size_t size, bool lock) {

@@ -41,9 +41,10 @@ int mem_on_node(void *p, size_t size, uint32_t node);
  * Return: 0, or -errno as above. */
 enum { MEM_ANY_NODE = INT32_MAX };
 int mem_prefer_node(uint32_t node);
-/* Let the kernel take the pages of [@p, @p + @size) first when it needs some: what is used until
- * then is kept. Nothing is lost. */
-void mem_cool(void *p, size_t size);
+/* Let the kernel take the whole pages in [@p, @p + @size): at once where it can read them again,
+ * from a file that is ours or from swap, else before others when it needs some. Not those that are
+ * locked. Nothing is lost. */
+void mem_cool(const void *p, size_t size);
 /* Keep all pages of [@p, @p + @size) in memory, read in first, or no longer.
  * Return: 0 or -errno (-ENOMEM, -EPERM: RLIMIT_MEMLOCK). */
 int mem_lock(void *p, size_t size, bool lock);

@@ -17,6 +17,7 @@
 #include "engine/model/model-arch.h"
 #include "engine/model/ops.h"
 #include "engine/moe/group.h"
+#include "engine/moe/heat.h"
 
 struct gemma4_layer {
     const struct gemma4_layer_conf *conf;
@@ -86,6 +87,7 @@ struct gemma4 {
     struct ops_act dense;         /* rows of n_ff */
     struct ops_act slot_in, slot; /* rows of d and of n_ff_exp, by slot */
     struct group group;
+    struct heat heat;
     struct ops_task *task;
     float *logits; /* [n_out][n_vocab] */
 };

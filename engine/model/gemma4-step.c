@@ -269,6 +269,7 @@ static void feed_forward(struct gemma4 *g) {
         ops_each(&g->ops, n, c->n_expert * sizeof(float) * 4, route, g);
         trace_route(g);
         group_rows(&g->group, g->exp_id, g->exp_weight, n);
+        heat_add(&g->heat, g->i_layer, &g->group);
         g->model.n_expert_read += g->group.n_expert;
         ops_act_shape(&g->slot_in, d, l->form_moe);
         ops_act_shape(&g->slot, c->n_ff_exp, OPS_F32 | l->form_exp_down);

@@ -48,6 +48,7 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
         ops_act_init(&g->slot_in, n_slot, d, moe, a);
         ops_act_init(&g->slot, n_slot, c->n_ff_exp, OPS_F32 | exp_down, a);
         group_init(&g->group, c->n_expert, n, k, a);
+        heat_init(&g->heat, c->n_layer, c->n_expert, k, a);
     }
     g->out_row = arena_alloc(a, opt->n_out, sizeof *g->out_row);
     g->logits = arena_alloc(a, opt->n_out, c->n_vocab * sizeof *g->logits);
@@ -61,6 +62,41 @@ static int init_ops(struct gemma4 *g, const struct kern *kern, struct pool *pool
     g->ops.exact = opt->exact;
     return err_up(r);
 }
+
+/* ---- memory that is short ---- */
+
+static void cool_mat(const struct weights *w, const struct ops_mat *m) {
+    uint32_t begin = 0;
+
+    if (!m->part)
+        weights_cool(w, m->data, m->n_out * m->stride);
+    for (uint32_t p = 0; m->part && p < m->n_part; p++) {
+        weights_cool(w, m->part[p].data, (m->part[p].end - begin) * m->stride);
+        begin = m->part[p].end;
+    }
+}
+
+static void gemma4_cool(struct model *m) {
+    struct gemma4 *g = (struct gemma4 *)m;
+
+    for (uint32_t i = 0; i < g->heat.n_layer; i++) {
+        const struct gemma4_layer *l = &g->layer[i];
+        const uint32_t *id;
+        uint32_t n = heat_cold(&g->heat, i, &id);
+
+        for (uint32_t e = 0; e < n; e++) {
+            struct ops_mat gate = ops_mat_next(&l->exp_gate, id[e], l->exp_gate_size);
+            struct ops_mat up = ops_mat_next(&l->exp_up, id[e], l->exp_up_size);
+            struct ops_mat down = ops_mat_next(&l->exp_down, id[e], l->exp_down_size);
+
+            cool_mat(&m->weights, &gate);
+            cool_mat(&m->weights, &up);
+            cool_mat(&m->weights, &down);
+        }
+    }
+}
+
+/* ---- life ---- */
 
 /* Weight bytes one decoded token reads: all matrices, of experts those a row uses. */
 static uint64_t token_bytes(const struct gemma4 *g) {
@@ -202,4 +238,5 @@ const struct model_arch gemma4_arch = {
     .free = gemma4_free,
     .step = gemma4_step,
     .layer = gemma4_run_layer,
+    .cool = gemma4_cool,
 };

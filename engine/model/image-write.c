@@ -194,5 +194,7 @@ int image_write(struct image *img, uint8_t *data, image_slab_fn *before, void *a
         (void)fsync(img->dir_fd);
     else
         (void)unlinkat(img->dir_fd, name, 0);
+    if (r == 0)
+        img->fd = openat(img->dir_fd, img->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     return err_up(r);
 }

@@ -131,7 +131,7 @@ int image_seal(struct image *img, void *data);
  * @before:     may be NULL
  * @stop:       looked at every slab
  *
- * Also removes images of models that are gone.
+ * Also removes images of models that are gone. Once it is made, it is open.
  * Return: 0, IMAGE_FULL, IMAGE_LEFT, or -errno with @why.
  */
 int image_write(struct image *img, uint8_t *data, image_slab_fn *before, void *arg,

@@ -38,6 +38,7 @@ struct model_arch {
                 const atomic_bool *stop, const float **ret_logits);
     int (*layer)(struct model *m, struct kvcache *kv, uint32_t layer, const struct model_row *row,
                  uint32_t n_row, float *x);
+    void (*cool)(struct model *m);
 };
 
 extern const struct model_arch gemma4_arch;

@@ -109,7 +109,7 @@ void model_keep_wait(struct model *m) {
 }
 
 void model_cool(struct model *m) {
-    weights_cool(&m->weights);
+    m->arch->cool(m);
 }
 
 int model_lock(struct model *m, bool lock) {

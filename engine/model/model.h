@@ -81,8 +81,9 @@ int model_load(struct model *m, const struct weights_load *load, struct why *why
 /* Wait until the image is written, if one is. */
 void model_keep_wait(struct model *m);
 
-/* As weights_cool() and weights_lock(). */
+/* When memory is short: let the kernel take weights of experts that are used least, see heat.h. */
 void model_cool(struct model *m);
+/* As weights_lock(). */
 int model_lock(struct model *m, bool lock);
 
 /* As weights_fd(). */

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "engine/model/weights.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -141,9 +142,18 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
     return 0;
 }
 
-void weights_cool(struct weights *w) {
-    if (w->base)
-        mem_cool(w->base, w->size);
+/* Of a huge page that others share the kernel first makes small ones, which it then finds in use no
+ * more, and leaves: the file's pages are given up by themselves. */
+void weights_cool(const struct weights *w, const void *p, size_t size) {
+    uintptr_t at = (uintptr_t)p - (uintptr_t)w->base;
+    uint64_t data_at;
+
+    mem_cool(p, size);
+    if (!w->base || at >= w->size || w->memory || w->locked)
+        return;
+    if (w->mapped || atomic_load_explicit(&w->keeper.kept, memory_order_acquire))
+        (void)posix_fadvise(image_fd(w->image, &data_at), (off_t)(data_at + at), (off_t)size,
+                            POSIX_FADV_DONTNEED);
 }
 
 int weights_lock(struct weights *w, bool lock) {
@@ -178,6 +188,7 @@ static void *keeper_main(void *arg) {
     (void)setpriority(PRIO_PROCESS, (id_t)gettid(), KEEP_NICE);
     (void)syscall(SYS_ioprio_set, KEEP_IO_SELF, 0, KEEP_IO_IDLE);
     r = image_write(w->image, w->base, before_slab, w, &w->keeper.stop, &why);
+    atomic_store_explicit(&w->keeper.kept, r == 0, memory_order_release);
     if (r == 0)
         log_debug("image", "written");
     else

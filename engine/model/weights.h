@@ -96,7 +96,8 @@ struct weights {
         struct pool *pool;
         bool started;
         atomic_bool stop;
-    } keeper; /* writes the image */
+        atomic_bool kept; /* there is an image now */
+    } keeper;             /* writes the image */
 };
 
 /* @gguf, @plan: borrowed. Return: 0 or -ENOMEM. */
@@ -148,8 +149,8 @@ struct weights_load {
 int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
                  struct why *why);
 
-/* When memory is short: let the kernel take the pages of packed weights that are used least. */
-void weights_cool(struct weights *w);
+/* When memory is short: let the kernel take the whole pages in [@p, @p + @size), weights. */
+void weights_cool(const struct weights *w, const void *p, size_t size);
 /* Keep packed weights in memory, or no longer. Not while an image is being written, whose pages
  * take their place. Return: 0, or -errno: they may be paged out. */
 int weights_lock(struct weights *w, bool lock);

@@ -286,7 +286,7 @@ static void test_wish_keeps_it(void **state) {
 /* One step after the other, each telling the engine what it is about; back down the same way. */
 static void test_ladder(void **state) {
     static const unsigned want[] = {
-        0,
+        ENGINE_TIDY_LOCK,
         ENGINE_TIDY_KV | ENGINE_TIDY_LOCK,
         ENGINE_TIDY_KV | ENGINE_TIDY_COLD | ENGINE_TIDY_LOCK,
         ENGINE_TIDY_KV | ENGINE_TIDY_COLD | ENGINE_TIDY_UNLOCK,
@@ -294,7 +294,7 @@ static void test_ladder(void **state) {
 
     begin("pressure", "yes", "yes");
     load("a");
-    assert_int_equal(fake.tidy, ENGINE_TIDY_LOCK);
+    assert_int_equal(fake.tidy, want[0]);
     for (unsigned level = 1; level <= 3; level++) {
         fake.tidy = 0;
         sign(1);
@@ -310,14 +310,18 @@ static void test_ladder(void **state) {
     assert_int_equal(fake.n_new, 1);
     turn(1200);
     assert_int_equal(residency_level(rig.server->residency), 3);
-    load("a"); /* loaded again, and not locked yet */
     fake.tidy = 0;
-    turn(1100);
-    assert_int_equal(fake.tidy, want[2]);
-    fake.tidy = 0;
+    load("a"); /* loaded again, and not locked yet, nor are its weights let go */
     turn(2200);
+    assert_int_equal(residency_level(rig.server->residency), 1);
+    assert_int_equal(fake.tidy, ENGINE_TIDY_UNLOCK);
+    fake.tidy = 0;
+    sign(1); /* up again: the same steps again */
+    assert_int_equal(fake.tidy, ENGINE_TIDY_KV | ENGINE_TIDY_COLD | ENGINE_TIDY_UNLOCK);
+    fake.tidy = 0;
+    turn(2300);
     assert_int_equal(residency_level(rig.server->residency), 0);
-    assert_true(fake.tidy & ENGINE_TIDY_LOCK);
+    assert_int_equal(fake.tidy, ENGINE_TIDY_UNLOCK | ENGINE_TIDY_LOCK); /* at 1, then at 0 */
 }
 
 /* Who has work goes when that is over, who is pinned stays. */
