@@ -66,6 +66,11 @@ class Client:
                 raise Hangup
             self.unpacker.feed(data)
 
+    def drain(self):
+        """Take all there is until the service hangs up; to be looked at later, which takes longer."""
+        while data := self.sock.recv(1 << 20):
+            self.unpacker.feed(data)
+
     def wait(self, msgid):
         """The result of @msgid; notifications on the way go to self.notes."""
         while True:

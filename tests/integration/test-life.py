@@ -238,7 +238,7 @@ class End(unittest.TestCase):
     def test_term_with_live_stream(self):
         """One runs and one waits. Nobody reads their many bytes: however slow the test, none is at its end."""
         for sig in signal.SIGTERM, signal.SIGINT:
-            with Moed(config="sequences = 1\n") as moed:
+            with Moed(config="sequences = 1\nthreads = 1\n") as moed:
                 live, queued, idle = moed.client(), moed.client(), moed.client()
                 msgid = live.send("generate", logprobs=20, **LONG)
                 live.wait_note("generate.delta")
@@ -246,6 +246,10 @@ class End(unittest.TestCase):
                 until(lambda: idle.call("server.status")["queue"]["waiting"] == 1, "does not wait")
                 start = time.monotonic()
                 moed.proc.send_signal(sig)
+                for c in live, queued, idle:
+                    c.drain()
+                self.assertEqual(moed.proc.wait(5), 0)
+                self.assertLess(time.monotonic() - start, 5)
                 with self.assertRaises(RpcError) as e:
                     live.wait(msgid)
                 self.assertEqual(e.exception.name, "ShuttingDown")
@@ -255,8 +259,6 @@ class End(unittest.TestCase):
                     queued.wait(waits)
                 for c in live, queued, idle:
                     self.assertRaises(Hangup, c.frame)
-                self.assertEqual(moed.proc.wait(5), 0)
-                self.assertLess(time.monotonic() - start, 5)
 
     def test_term_with_a_client_that_does_not_read(self):
         with Moed() as moed:

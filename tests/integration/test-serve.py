@@ -5,6 +5,7 @@ import os
 import pathlib
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -35,7 +36,7 @@ class Served(unittest.TestCase):
 
 
 class Serve(Served):
-    config = "queue = 3\nsequences = 1\n"
+    config = "queue = 3\nsequences = 1\nthreads = 1\n"  # one: on a busy machine two wait for each other
 
     def idle(self):
         """Wait until the engine has nothing to do."""
@@ -179,15 +180,17 @@ class Serve(Served):
         slow = self.moed.client()
         slow.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         msgid = slow.send("generate", max_tokens=1000, logprobs=20, seed=5, **LONG)
-        made, since, slowest = 0, time.monotonic(), 0.0
-        while made == 0 or time.monotonic() - since < 0.5:  # until it makes no more
+        before = self.c.call("server.status")["tokens"]["generated"]
+        made, since, took = before, time.monotonic(), []
+        while made == before or time.monotonic() - since < 1:  # until it makes no more
             start = time.monotonic()
             now = self.c.call("server.status")["tokens"]["generated"]
-            slowest = max(slowest, time.monotonic() - start)
+            took.append(time.monotonic() - start)
             if now != made:
                 made, since = now, time.monotonic()
             time.sleep(0.02)
-        self.assertLess(slowest, 0.5)  # nobody else notices
+        self.assertLess(made - before, 1000)  # it waits for its reader ...
+        self.assertLess(statistics.median(took), 0.1)  # ... and nobody else does
         result = slow.wait(msgid)
         self.assertEqual(result["usage"]["generated"], 1000)
         deltas = [p for m, p in slow.notes if m == "generate.delta"]

@@ -166,7 +166,7 @@ void rig_notify(struct rig_client *c, const char *method, const char *params) {
 }
 
 const char *rig_recv(struct rig_client *c) {
-    usec_t until = clock_usec() + 3 * CLOCK_SECOND;
+    usec_t until = clock_usec() + 30 * CLOCK_SECOND;
     msgpack_unpacked frame;
     size_t off = 0, len = 0;
     struct wire_scan scan;

@@ -39,7 +39,7 @@ void rig_hangup(struct rig_client *c);
 void rig_send(struct rig_client *c, const void *buf, size_t n);
 void rig_request(struct rig_client *c, uint32_t msgid, const char *method, const char *params);
 void rig_notify(struct rig_client *c, const char *method, const char *params);
-/* The next frame; fails the test after 3 s. NULL at the end of the stream. */
+/* The next frame; fails the test after 30 s. NULL at the end of the stream. */
 const char *rig_recv(struct rig_client *c);
 /* rig_request() and rig_recv(). */
 const char *rig_call(struct rig_client *c, uint32_t msgid, const char *method, const char *params);
