@@ -8,10 +8,14 @@
  */
 
 #include <stdbool.h>
+#include <stdint.h>
+
+#include <msgpack.h>
 
 struct args_messages;
 struct rpc_call;
 struct session;
+struct session_state;
 
 /* rpc-server.c */
 int rpc_client_hello(struct rpc_call *c);
@@ -44,15 +48,23 @@ int rpc_session_close(struct rpc_call *c);
 int rpc_session_list(struct rpc_call *c);
 int rpc_session_measure(struct rpc_call *c);
 int rpc_session_open(struct rpc_call *c);
-int rpc_session_restore(struct rpc_call *c);
-int rpc_session_save(struct rpc_call *c);
 
+/* Open a session with @state, which is the caller's to deinitialise. */
+int rpc_open_session(struct rpc_call *c, struct session_state *state, struct session **ret_session);
+/* {session, model, context_window?, cached?}: a new one.
+ * @n_cached:   tokens it begins with that need not be evaluated; NULL: that is not said */
+void rpc_pack_opened(msgpack_packer *p, const struct session *t, const uint32_t *n_cached);
 /* The session that "session" names. @idle: without an exchange that runs.
  * Return: 0, RPC_NO_SUCH_SESSION, RPC_BUSY. */
 int rpc_find_session(struct rpc_call *c, bool idle, struct session **ret_session);
 /* May the user have @more, too? Return: 0, RPC_QUOTA_EXCEEDED, or RPC_INVALID_ARGS: a role. */
 int rpc_check_session(struct rpc_call *c, const struct session *t,
                       const struct args_messages *more);
+
+/* rpc-saved.c */
+int rpc_session_forget(struct rpc_call *c);
+int rpc_session_restore(struct rpc_call *c);
+int rpc_session_save(struct rpc_call *c);
 
 /* rpc-score.c */
 int rpc_score_choices(struct rpc_call *c);

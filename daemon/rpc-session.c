@@ -9,7 +9,6 @@
 
 #include "daemon/args.h"
 #include "daemon/rpc-methods.h"
-#include "daemon/saved.h"
 #include "daemon/server.h"
 #include "daemon/work.h"
 #include "engine/base/log.h"
@@ -51,22 +50,22 @@ int rpc_check_session(struct rpc_call *c, const struct session *t,
     return over_limit(c, r, limit);
 }
 
-/* {session, model, context_window?}: a new one. */
-static void pack_opened(struct rpc_call *c, const struct session *t) {
-    const char *resident = models_resident(c->server->models);
-    const struct model_info *info = models_info(c->server->models);
+void rpc_pack_opened(msgpack_packer *p, const struct session *t, const uint32_t *n_cached) {
+    const char *resident = models_resident(t->server->models);
+    const struct model_info *info = models_info(t->server->models);
     bool known = info && strcmp(resident, t->state.model) == 0;
 
-    msgpack_pack_map(&c->reply->result_pk, known ? 3 : 2);
-    rpc_pack_uint(&c->reply->result_pk, "session", t->id);
-    rpc_pack_str(&c->reply->result_pk, "model", t->state.model);
+    msgpack_pack_map(p, 2u + known + (n_cached != NULL));
+    rpc_pack_uint(p, "session", t->id);
+    rpc_pack_str(p, "model", t->state.model);
     if (known)
-        rpc_pack_uint(&c->reply->result_pk, "context_window", info->n_ctx);
+        rpc_pack_uint(p, "context_window", info->n_ctx);
+    if (n_cached)
+        rpc_pack_uint(p, "cached", *n_cached);
 }
 
-/* Open a session with @state, which is the caller's to deinitialise. */
-static int open_session(struct rpc_call *c, struct session_state *state,
-                        struct session **ret_session) {
+int rpc_open_session(struct rpc_call *c, struct session_state *state,
+                     struct session **ret_session) {
     uint64_t limit;
     int r;
 
@@ -131,9 +130,9 @@ int rpc_session_open(struct rpc_call *c) {
     if (!r)
         r = get_messages(c, &state);
     if (!r)
-        r = open_session(c, &state, &t);
+        r = rpc_open_session(c, &state, &t);
     if (!r)
-        pack_opened(c, t);
+        rpc_pack_opened(&c->reply->result_pk, t, NULL);
     session_state_deinit(&state);
     return err_up(r);
 }
@@ -147,7 +146,7 @@ int rpc_session_clone(struct rpc_call *c) {
     if (!r)
         r = session_state_copy(&state, &t->state);
     if (!r)
-        r = open_session(c, &state, &clone);
+        r = rpc_open_session(c, &state, &clone);
     if (!r) {
         msgpack_pack_map(&c->reply->result_pk, 1);
         rpc_pack_uint(&c->reply->result_pk, "session", clone->id);
@@ -289,8 +288,21 @@ static int read_session(struct rpc_call *c, struct session *t, struct reading *o
     return err_up(r);
 }
 
-int rpc_session_append(struct rpc_call *c) {
+/* The session, and what is new; together there is something.
+ * @ret_list:   to be deinitialised in any case */
+static int get_reading(struct rpc_call *c, bool idle, struct session **ret_session,
+                       struct args_messages *ret_list) {
     const msgpack_object *messages = wire_get(c->params, "messages");
+    int r = rpc_find_session(c, idle, ret_session);
+
+    if (!r && messages)
+        r = args_messages(messages, ret_list, &c->reply->why);
+    if (!r && !((*ret_session)->state.n_msg + ret_list->n))
+        r = why_set(&c->reply->why, RPC_INVALID_ARGS, "messages: the session has none yet");
+    return err_up(r);
+}
+
+int rpc_session_append(struct rpc_call *c) {
     AUTO(reading_free) struct reading *d = calloc(1, sizeof *d);
     struct args_messages list = { 0 };
     struct session *t = NULL;
@@ -298,13 +310,9 @@ int rpc_session_append(struct rpc_call *c) {
 
     if (!d)
         return err_new(-ENOMEM);
-    r = rpc_find_session(c, true, &t);
-    if (!r && messages)
-        r = args_messages(messages, &list, &c->reply->why);
+    r = get_reading(c, true, &t, &list);
     if (!r)
         r = rpc_check_session(c, t, &list);
-    if (!r && !(t->state.n_msg + list.n))
-        r = why_set(&c->reply->why, RPC_INVALID_ARGS, "messages: the session has none yet");
     if (!r) {
         d->append = true;
         d->n_before = t->state.n_msg;
@@ -320,7 +328,6 @@ int rpc_session_append(struct rpc_call *c) {
 }
 
 int rpc_session_measure(struct rpc_call *c) {
-    const msgpack_object *messages = wire_get(c->params, "messages");
     AUTO(reading_free) struct reading *d = calloc(1, sizeof *d);
     AUTO(free) struct chat_message *joined = NULL;
     struct args_messages list = { 0 };
@@ -330,68 +337,11 @@ int rpc_session_measure(struct rpc_call *c) {
 
     if (!d)
         return err_new(-ENOMEM);
-    r = rpc_find_session(c, false, &t);
-    if (!r && messages)
-        r = args_messages(messages, &list, &c->reply->why);
+    r = get_reading(c, false, &t, &list);
     if (!r)
         r = session_state_join(&t->state, list.msg, list.n, &joined, &n);
-    if (!r && !n)
-        r = why_set(&c->reply->why, RPC_INVALID_ARGS, "messages: the session has none yet");
     if (!r)
         r = read_session(c, t, take(d), joined, n);
     args_messages_deinit(&list);
-    return err_up(r);
-}
-
-/* ---- save, restore ---- */
-
-int rpc_session_save(struct rpc_call *c) {
-    const char *dir = config_cache_dir(c->server->config);
-    struct why *why = &c->reply->why;
-    struct session_blob blob = { 0 };
-    struct saved saved;
-    struct session *t = NULL;
-    int r;
-
-    r = rpc_find_session(c, true, &t);
-    if (!r)
-        r = saved_new(dir, t->uid, &saved, why);
-    if (!r)
-        r = session_pack(&t->state, &blob);
-    if (!r)
-        r = saved_write(&saved, &blob, why);
-    free(blob.p);
-    if (r)
-        return err_up(r);
-
-    saved_trim(dir, c->server->config->saved_bytes);
-    msgpack_pack_map(&c->reply->result_pk, 1);
-    rpc_pack_str(&c->reply->result_pk, "token", saved.token);
-    return 0;
-}
-
-int rpc_session_restore(struct rpc_call *c) {
-    struct why *why = &c->reply->why;
-    struct session_state state = { 0 };
-    struct session_blob blob = { 0 };
-    struct saved saved;
-    const char *token;
-    struct session *t = NULL;
-    size_t n;
-    int r;
-
-    token = rpc_get_str(c->params, "token", &n);
-    r = saved_find(config_cache_dir(c->server->config), c->channel->peer.uid, token, n, &saved,
-                   why);
-    if (!r)
-        r = saved_read(&saved, &blob, why);
-    if (!r)
-        r = session_unpack(blob.p, blob.n, &state, why);
-    free(blob.p);
-    if (!r)
-        r = open_session(c, &state, &t);
-    if (!r)
-        pack_opened(c, t);
-    session_state_deinit(&state);
     return err_up(r);
 }

@@ -82,29 +82,78 @@ int saved_find(const char *dir, uid_t uid, const char *token, size_t n, struct s
 
 /* ---- contents ---- */
 
-int saved_write(const struct saved *s, const struct session_blob *blob, struct why *why) {
-    char path[PATH_MAX + 8];
-    size_t at = 0;
-    int fd;
+int saved_draft(const char *path, struct saved_draft *ret, struct why *why) {
+    static const char tail[] = ".XXXXXX.new";
 
-    (void)snprintf(path, sizeof path, "%s.new", s->session);
-    fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
-    if (fd < 0)
+    ret->fd = -1;
+    if (snprintf(ret->path, sizeof ret->path, "%s%s", path, tail) >= (int)sizeof ret->path)
+        return err_new(-ENAMETOOLONG);
+    ret->fd = mkostemps(ret->path, 4, O_CLOEXEC);
+    return ret->fd < 0 ? why_set(why, err_new(-errno), "%s: cannot write: %m", path) : 0;
+}
+
+void saved_discard(struct saved_draft *d) {
+    if (d->fd < 0)
+        return;
+    (void)unlink(d->path);
+    (void)close(d->fd);
+    d->fd = -1;
+}
+
+/* The names in the folder of @path are on the disk. */
+static int sync_folder(const char *path) {
+    char folder[PATH_MAX];
+    AUTO(close) int fd = -1;
+
+    (void)snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(path, '/') - path), path);
+    fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    return fd < 0 || fsync(fd) < 0 ? err_new(-errno) : 0;
+}
+
+/* @d becomes @path. */
+static int publish(struct saved_draft *d, const char *path, struct why *why) {
+    int r;
+
+    if (fsync(d->fd) < 0 || rename(d->path, path) < 0)
         return why_set(why, err_new(-errno), "%s: cannot write: %m", path);
-    while (at < blob->n) {
-        ssize_t n = write(fd, blob->p + at, blob->n - at);
+    (void)close(d->fd);
+    d->fd = -1;
+    r = sync_folder(path);
+    return r < 0 ? why_set(why, err_up(r), "%s: cannot write: %s", path, strerror(-r)) : 0;
+}
+
+static int write_text(const struct saved *s, const struct session_blob *blob, struct why *why) {
+    struct saved_draft d;
+    size_t at = 0;
+    int r;
+
+    r = saved_draft(s->session, &d, why);
+    if (r < 0)
+        return err_up(r);
+    while (r == 0 && at < blob->n) {
+        ssize_t n = write(d.fd, blob->p + at, blob->n - at);
 
         if (n < 0 && errno != EINTR)
-            break;
+            r = why_set(why, err_new(-errno), "%s: cannot write: %m", s->session);
         at += n > 0 ? (size_t)n : 0;
     }
-    if (close(fd) < 0 || at < blob->n || rename(path, s->session) < 0) {
-        int r = errno ? -errno : -EIO;
+    if (r == 0)
+        r = publish(&d, s->session, why);
+    saved_discard(&d);
+    return err_up(r);
+}
 
-        (void)unlink(path);
-        return why_set(why, err_new(r), "%s: cannot write: %s", s->session, strerror(-r));
-    }
-    return 0;
+int saved_write(const struct saved *s, const struct session_blob *blob, struct saved_draft *kv,
+                struct why *why) {
+    struct why kv_why;
+    int r;
+
+    (void)unlink(s->kv); /* of what was said before */
+    r = write_text(s, blob, why);
+    if (r == 0 && kv->fd >= 0 && publish(kv, s->kv, &kv_why) < 0)
+        log_warning("saved", "%s", kv_why.text);
+    saved_discard(kv);
+    return err_up(r);
 }
 
 int saved_read(const struct saved *s, struct session_blob *ret, struct why *why) {
@@ -113,6 +162,8 @@ int saved_read(const struct saved *s, struct session_blob *ret, struct why *why)
     struct stat st;
     size_t at = 0;
 
+    if (fd < 0 && errno == ENOENT)
+        return why_set(why, RPC_NO_SUCH_SESSION, "the saved session is gone");
     if (fd < 0 || fstat(fd, &st) < 0)
         return why_set(why, err_new(-errno), "%s: cannot read: %m", s->session);
     if (!S_ISREG(st.st_mode) || st.st_size > SAVED_SESSION_MAX)
@@ -137,6 +188,19 @@ int saved_read(const struct saved *s, struct session_blob *ret, struct why *why)
     return 0;
 }
 
+int saved_open_kv(const struct saved *s) {
+    int fd = open(s->kv, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+
+    if (fd < 0)
+        return err_new(-errno);
+    (void)posix_fadvise(fd, 0, 0, POSIX_FADV_WILLNEED);
+    return fd;
+}
+
+bool saved_has_kv(const struct saved *s) {
+    return access(s->kv, F_OK) == 0;
+}
+
 void saved_remove(const struct saved *s) {
     (void)unlink(s->session);
     (void)unlink(s->kv);
@@ -144,14 +208,17 @@ void saved_remove(const struct saved *s) {
 
 /* ---- the bound ---- */
 
+enum { KV, TEXT, N_KIND };
+
 struct entry {
     struct saved saved;
     uid_t uid;
-    uint64_t size;
+    uint64_t size[N_KIND];
     struct timespec used;
 };
 
 struct entries {
+    const char *dir;
     struct entry **at; /* [n] */
     size_t n;
 };
@@ -162,7 +229,7 @@ static void entries_deinit(struct entries *e) {
     free(e->at);
 }
 
-static int entries_add(struct entries *e, const char *dir, uid_t uid, const char *token) {
+static int entries_add(struct entries *e, uid_t uid, const char *token) {
     AUTO(free) struct entry *new = calloc(1, sizeof *new);
     struct entry **at = realloc(e->at, (e->n + 1) * sizeof *at);
     struct stat st;
@@ -173,12 +240,12 @@ static int entries_add(struct entries *e, const char *dir, uid_t uid, const char
         return err_new(-ENOMEM);
     new->uid = uid;
     memcpy(new->saved.token, token, SAVED_TOKEN);
-    if (set_paths(&new->saved, dir, uid))
+    if (set_paths(&new->saved, e->dir, uid))
         return 0;
-    for (size_t i = 0; i < 2; i++)
-        if (lstat(i ? new->saved.session : new->saved.kv, &st) == 0) {
+    for (int kind = 0; kind < N_KIND; kind++) /* the text's time counts, if there is one */
+        if (lstat(kind == TEXT ? new->saved.session : new->saved.kv, &st) == 0) {
             new->used = st.st_mtim;
-            new->size += (uint64_t)st.st_blocks * 512;
+            new->size[kind] = (uint64_t)st.st_blocks * 512;
         }
     e->at[e->n++] = take(new);
     return 0;
@@ -196,7 +263,10 @@ static bool stands_for_one(int folder, const char *name) {
     return strcmp(name + SAVED_TOKEN, ".kv") == 0 && faccessat(folder, session, F_OK, 0) < 0;
 }
 
-static int scan_user(struct entries *e, const char *dir, const char *user) {
+/* Call @each with the names in CACHE/sessions/@user and their folder, until it says no. */
+typedef int each_fn(void *arg, int folder, const char *user, const char *name);
+
+static int walk_user(const char *dir, const char *user, each_fn *each, void *arg) {
     char path[PATH_MAX];
     struct dirent *d;
     int r = 0;
@@ -205,14 +275,13 @@ static int scan_user(struct entries *e, const char *dir, const char *user) {
     (void)snprintf(path, sizeof path, "%s/sessions/%.20s", dir, user);
     at = opendir(path);
     while (at && r == 0 && (d = readdir(at)))
-        if (stands_for_one(dirfd(at), d->d_name))
-            r = entries_add(e, dir, (uid_t)strtoul(user, NULL, 10), d->d_name);
+        r = each(arg, dirfd(at), user, d->d_name);
     if (at)
         (void)closedir(at);
     return err_up(r);
 }
 
-static int scan(struct entries *e, const char *dir) {
+static int walk(const char *dir, each_fn *each, void *arg) {
     char path[PATH_MAX];
     struct dirent *d;
     int r = 0;
@@ -222,17 +291,38 @@ static int scan(struct entries *e, const char *dir) {
     at = opendir(path);
     while (at && r == 0 && (d = readdir(at)))
         if (d->d_name[0] != '.')
-            r = scan_user(e, dir, d->d_name);
+            r = walk_user(dir, d->d_name, each, arg);
     if (at)
         (void)closedir(at);
     return err_up(r);
 }
 
-static uint64_t size_of(const struct entries *e, uid_t uid) {
+static int clean(void *arg, int folder, const char *user, const char *name) {
+    size_t n = strlen(name);
+
+    if (n > SAVED_TOKEN && is_token(name, SAVED_TOKEN) && strcmp(name + n - 4, ".new") == 0)
+        (void)unlinkat(folder, name, 0);
+    return 0;
+}
+
+void saved_clean(const char *dir) {
+    if (dir)
+        (void)walk(dir, clean, NULL);
+}
+
+static int collect(void *arg, int folder, const char *user, const char *name) {
+    struct entries *e = arg;
+
+    return stands_for_one(folder, name)
+               ? err_up(entries_add(e, (uid_t)strtoul(user, NULL, 10), name))
+               : 0;
+}
+
+static uint64_t size_of(const struct entries *e, uid_t uid, int kind) {
     uint64_t n = 0;
 
     for (size_t i = 0; i < e->n; i++)
-        n += e->at[i]->uid == uid ? e->at[i]->size : 0;
+        n += e->at[i]->uid == uid ? e->at[i]->size[kind] : 0;
     return n;
 }
 
@@ -241,17 +331,17 @@ static bool older(const struct entry *a, const struct entry *b) {
                                             : a->used.tv_nsec < b->used.tv_nsec;
 }
 
-/* The oldest of the user who has the most. */
-static struct entry *pick(const struct entries *e) {
+/* The oldest of the user who has the most of @kind. NULL: there is none. */
+static struct entry *pick(const struct entries *e, int kind) {
     struct entry *best = NULL;
     uint64_t most = 0;
 
     for (size_t i = 0; i < e->n; i++) {
-        uint64_t n = e->at[i]->size ? size_of(e, e->at[i]->uid) : 0;
+        struct entry *at = e->at[i];
+        uint64_t n = at->size[kind] ? size_of(e, at->uid, kind) : 0;
 
-        if (n > most ||
-            (best && n && e->at[i]->uid == best->uid && e->at[i]->size && older(e->at[i], best))) {
-            best = e->at[i];
+        if (n > most || (best && n && at->uid == best->uid && older(at, best))) {
+            best = at;
             most = n;
         }
     }
@@ -259,21 +349,23 @@ static struct entry *pick(const struct entries *e) {
 }
 
 void saved_trim(const char *dir, uint64_t max) {
-    struct entries e = { 0 };
+    struct entries e = { .dir = dir };
     struct entry *old;
     uint64_t n = 0;
     int r;
 
-    r = scan(&e, dir);
+    r = walk(dir, collect, &e);
     if (r)
         log_warning("saved", "%s/sessions: %s", dir, strerror(-r));
     for (size_t i = 0; i < e.n; i++)
-        n += e.at[i]->size;
-    while (n > max && (old = pick(&e))) {
-        log_info("saved", "user %u: a saved session goes, for want of room", (unsigned)old->uid);
-        saved_remove(&old->saved);
-        n -= old->size;
-        old->size = 0;
-    }
+        n += e.at[i]->size[KV] + e.at[i]->size[TEXT];
+    for (int kind = 0; kind < N_KIND; kind++)
+        while (n > max && (old = pick(&e, kind))) {
+            log_info("saved", "user %u: %s a saved session goes, for want of room",
+                     (unsigned)old->uid, kind == KV ? "what was evaluated of" : "the text of");
+            (void)unlink(kind == KV ? old->saved.kv : old->saved.session);
+            n -= old->size[kind];
+            old->size[kind] = 0;
+        }
     entries_deinit(&e);
 }

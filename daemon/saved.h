@@ -8,10 +8,11 @@
  *   CACHE/sessions/UID/TOKEN.kv      keys and values; may be missing
  *
  * A token is 32 random hexadecimal digits; no name comes from a client. Folders are 0700. Files are
- * written beside and renamed, so there is all of one or none. All of them together have a bound in
- * bytes: what is beyond goes, the oldest of the user who has the most first.
+ * drafts first, TOKEN.*.new, which are synced and renamed, so there is all of one or none. All of
+ * them together have a bound in bytes: what is beyond goes, keys and values before any text, and of
+ * those the oldest of the user who has the most first.
  *
- * Owner: the daemon thread.
+ * Owner: the daemon thread; saved_write() may be called in any.
  */
 
 #include <limits.h>
@@ -34,11 +35,38 @@ int saved_new(const char *dir, uid_t uid, struct saved *ret, struct why *why);
 int saved_find(const char *dir, uid_t uid, const char *token, size_t n, struct saved *ret,
                struct why *why);
 
-/* Write or read the .session. Return: 0; RPC_CORRUPT: read, and not ours; -errno. With @why. */
-int saved_write(const struct saved *s, const struct session_blob *blob, struct why *why);
+/* A file that is being written; fd < 0: none. */
+struct saved_draft {
+    int fd;
+    char path[PATH_MAX];
+};
+
+/* A draft for what will be @path. Return: 0 or -errno, with @why. */
+int saved_draft(const char *path, struct saved_draft *ret, struct why *why);
+/* Remove it, if there is one. */
+void saved_discard(struct saved_draft *d);
+
+/**
+ * saved_write() - write the text, and make @kv, which has the keys and values, that of the session
+ * @kv:         without a file: there are none, also if there were before. Discarded in any case.
+ *
+ * Waits for the disk. Return: 0, also when the keys and values could not be kept, which the log
+ * says; or -errno with @why, the text then being what it was.
+ */
+int saved_write(const struct saved *s, const struct session_blob *blob, struct saved_draft *kv,
+                struct why *why);
+/* Read the text. Return: 0, RPC_NO_SUCH_SESSION, RPC_CORRUPT: no file of ours, or -errno, with
+ * @why. */
 int saved_read(const struct saved *s, struct session_blob *ret, struct why *why);
+/* Keys and values, open for reading, the caller's to close. Return: a descriptor or -errno, -ENOENT
+ * when there are none. */
+int saved_open_kv(const struct saved *s);
+bool saved_has_kv(const struct saved *s);
 /* Remove both files. */
 void saved_remove(const struct saved *s);
+
+/* Remove drafts that a service left which ended while it wrote them. */
+void saved_clean(const char *dir);
 
 /* Make all of them together fit into @max bytes. */
 void saved_trim(const char *dir, uint64_t max);

@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include "daemon/notify.h"
+#include "daemon/saved.h"
 #include "daemon/server.h"
 #include "engine/base/log.h"
 
@@ -192,6 +193,7 @@ struct server *server_free(struct server *s) {
     (void)residency_free(s->residency);
     (void)models_free(s->models);
     (void)prefixes_free(s->prefixes);
+    (void)errands_free(s->errands); /* jobs that ended with the models may have added some */
     (void)tasks_free(s->tasks);
     (void)account_free(s->account);
     if (s->stop_timer)
@@ -222,7 +224,10 @@ int server_new(struct server **ret_server, struct event_base *base, struct confi
     s->accept_timer = evtimer_new(base, on_accept_again, s);
     if (!s->stop_timer || !s->accept_timer)
         return err_new(-ENOMEM);
-    r = account_new(&s->account);
+    saved_clean(config_cache_dir(config));
+    r = errands_new(&s->errands, base);
+    if (!r)
+        r = account_new(&s->account);
     if (!r)
         r = tasks_new(&s->tasks, base);
     if (!r)

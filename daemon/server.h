@@ -14,6 +14,7 @@
 #include "daemon/channel.h"
 #include "daemon/clock.h"
 #include "daemon/config.h"
+#include "daemon/errands.h"
 #include "daemon/models.h"
 #include "daemon/power.h"
 #include "daemon/prefixes.h"
@@ -35,6 +36,7 @@ struct server {
     struct event_base *base;
     struct config *config;
     struct tasks *tasks;
+    struct errands *errands;
     struct models *models;
     struct prefixes *prefixes;
     struct account *account;

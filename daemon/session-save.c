@@ -29,7 +29,7 @@ struct head {
     uint64_t size, sum;
 };
 
-static const char magic[8] = { 'm', 'o', 'e', 'd', 't', 'a', 'l', 'k' };
+static const char magic[8] = { 'm', 'o', 'e', 'd', 's', 'e', 's', 's' };
 
 /* ---- writing ---- */
 

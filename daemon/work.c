@@ -156,8 +156,8 @@ int work_submit(struct work *w, struct rpc_call *c, const char *model, struct en
 
 const char *work_kind(const struct work *w) {
     static const char *const names[] = {
-        [ENGINE_GENERATE] = "generate",       [ENGINE_SAVE] = "channel.save",
-        [ENGINE_RESTORE] = "channel.restore", [ENGINE_SCORE] = "score.choices",
+        [ENGINE_GENERATE] = "generate",       [ENGINE_SAVE] = "session.save",
+        [ENGINE_RESTORE] = "session.restore", [ENGINE_SCORE] = "score.choices",
         [ENGINE_TOKENIZE] = "tokenize",       [ENGINE_DETOKENIZE] = "detokenize",
         [ENGINE_RENDER] = "template.apply"
     };

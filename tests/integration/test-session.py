@@ -11,6 +11,7 @@ from rig import LONG, Moed, RpcError
 
 BIAS = LONG["logit_bias"]  # so that an answer ends by its length
 OPTS = {"max_tokens": 12, "logit_bias": BIAS}
+BLOCK = 64  # positions of the cache
 
 
 def user(text):
@@ -139,10 +140,12 @@ class Session(Service):
         self.addCleanup(other.close)
         for method in "generate", "append", "measure", "clone", "close", "save":
             fails(self, "NoSuchSession", other, f"session.{method}", session=s, **({"messages": [user("x")]} if method == "append" else {}))
-        fails(self, "NoSuchSession", other, "session.restore", token=token)
+        for method in "restore", "forget":
+            fails(self, "NoSuchSession", other, f"session.{method}", token=token)
         fails(self, "AccessDenied", other, "session.list", all=True)
         self.assertEqual(other.call("session.list")["sessions"], [])
         mine = other.call("session.open")["session"]
+        fails(self, "NoSuchSession", other, "session.save", session=mine, token=token)
         self.assertNotIn(mine, [t["session"] for t in self.c.call("session.list")["sessions"]])
         self.assertIn((mine, 54321), [(t["session"], t["user"]) for t in self.c.call("session.list", all=True)["sessions"]])
 
@@ -211,23 +214,97 @@ class OverflowOfUser(Service):
 
 
 class Saved(Service):
-    def test_restart(self):
-        """Three saved sessions go on after a restart as they would have gone on without."""
-        tokens, want = [], []
+    def save_three(self):
+        """Saved conversations, and what each says next. Of those the service still has everything."""
+        said = []
         for i in range(3):
             s = self.open(instructions=f"number {i}", seed=100 + i, temperature=1.1, max_tokens=20)
-            self.say(s, "hello there")
-            tokens.append(self.c.call("session.save", session=s)["token"])
-            want.append(self.c.call("session.generate", session=s, messages=[user("go on")], logprobs=2, logit_bias=BIAS))
+            self.say(s, "hello there " * 20)
+            self.say(s, "and more")
+            saved = self.c.call("session.save", session=s)
+            said.append((saved, self.next(self.c, s)))
+        return said
+
+    def next(self, client, session):
+        return client.call("session.generate", session=session, messages=[user("go on")], logprobs=2, logit_bias=BIAS)
+
+    def restart(self):
         type(self).moed.__exit__(None)
         type(self).moed = self.start()
-        with self.moed.client() as c:
-            for token, old in zip(tokens, want):
-                s = c.call("session.restore", token=token)["session"]
-                new = c.call("session.generate", session=s, messages=[user("go on")], logprobs=2, logit_bias=BIAS)
-                self.assertEqual(new["text"], old["text"])
-                self.assertEqual(new["logprobs"], old["logprobs"])
-                self.assertEqual(new["usage"]["prompt"], old["usage"]["prompt"])
+        self.c.close()
+        self.c = self.moed.client()
+
+    def same(self, new, old):
+        for key in "text", "logprobs", "stop_reason", "seed":
+            self.assertEqual(new[key], old[key])
+        for key in "prompt", "generated":
+            self.assertEqual(new["usage"][key], old["usage"][key])
+
+    def file(self, saved, ending):
+        return pathlib.Path(self.cache.name) / "sessions" / str(os.geteuid()) / f"{saved['token']}.{ending}"
+
+    def test_restart(self):
+        """Three saved sessions go on after a restart as they would have gone on without, and only
+        what is new is evaluated."""
+        said = self.save_three()
+        self.restart()
+        for saved, old in said:
+            restored = self.c.call("session.restore", token=saved["token"])
+            self.assertEqual(restored["cached"], saved["cached"])
+            self.assertEqual(restored["context_window"], 512)
+            before = self.c.call("server.status")["tokens"]["prompt"]
+            new = self.next(self.c, restored["session"])
+            self.same(new, old)
+            evaluated = new["usage"]["prompt"] - new["usage"]["cached"]
+            self.assertEqual(self.c.call("server.status")["tokens"]["prompt"] - before, evaluated)
+            self.assertGreater(saved["cached"], 100)
+            self.assertLessEqual(evaluated, new["usage"]["prompt"] - saved["cached"] + BLOCK)
+            self.assertLessEqual(evaluated, 64)  # of a step, which has 512 rows
+        self.assertNotIn("not used", self.moed.text())
+
+    def test_bad_keys(self):
+        """What was evaluated is damaged, cut short, no file of ours or not there: the text is, and is
+        evaluated again."""
+        said = self.save_three()
+        files = [self.file(saved, "kv") for saved, _ in said]
+        data = bytearray(files[0].read_bytes())
+        data[len(data) // 2] ^= 1
+        files[0].write_bytes(data)
+        os.truncate(files[1], len(data) - 1)
+        files[2].write_bytes(b"MOEDKEYS" + os.urandom(5000))
+        self.restart()
+        for saved, old in said:
+            restored = self.c.call("session.restore", token=saved["token"])
+            self.assertEqual(restored["cached"], 0)
+            new = self.next(self.c, restored["session"])
+            self.same(new, old)
+            self.assertLess(new["usage"]["cached"], 32)  # how all begin
+        self.assertEqual(self.moed.text().count("its keys and values are not used"), 3)
+        self.assertIn("damaged", self.moed.text())
+        files[0].unlink()
+        restored = self.c.call("session.restore", token=said[0][0]["token"])
+        self.assertEqual(restored["cached"], 0)
+
+    def test_over_and_forget(self):
+        """Saved under the same token: the one before is gone. Forgotten: so are the files."""
+        s = self.open()
+        self.say(s, "hello")
+        first = self.c.call("session.save", session=s)
+        self.say(s, "and more")
+        again = self.c.call("session.save", session=s, token=first["token"])
+        self.assertEqual(again["token"], first["token"])
+        self.assertGreater(again["cached"], first["cached"])
+        want = self.say(s, "go on", seed=1)
+        self.c.call("session.close", session=s)
+        s = self.c.call("session.restore", token=first["token"])["session"]
+        self.assertEqual(self.say(s, "go on", seed=1)["text"], want["text"])
+        self.assertTrue(self.file(first, "kv").exists() and self.file(first, "session").exists())
+        self.assertEqual([p for p in self.file(first, "kv").parent.iterdir() if p.suffix == ".new"], [])
+        self.c.call("session.forget", token=first["token"])
+        self.assertFalse(self.file(first, "kv").exists() or self.file(first, "session").exists())
+        fails(self, "NoSuchSession", self.c, "session.restore", token=first["token"])
+        fails(self, "NoSuchSession", self.c, "session.forget", token=first["token"])
+        fails(self, "NoSuchSession", self.c, "session.save", session=s, token=first["token"])
 
     def test_damage(self):
         """A damaged one is refused; the others are as they were."""

@@ -10,7 +10,9 @@
 #include <cmocka.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "tests/unit/fake-engine.h"
 #include "tests/unit/rig.h"
@@ -20,17 +22,25 @@ static struct rig rig;
 static struct rig_client *client;
 static uint32_t msgid;
 
-static int setup(void **state) {
+static int setup_with(const char *idle) {
     const struct config_set set[] = { { "cache-dir", cache, "test" },
                                       { "user-sessions", "4", "test" },
                                       { "user-bytes", "2000", "test" },
-                                      { "session-idle", "1", "test" } };
+                                      { "session-idle", idle, "test" } };
 
     (void)strcpy(cache, "/tmp/moed-cache-XXXXXX");
     assert_non_null(mkdtemp(cache));
     rig_init(&rig, set, 4);
     client = rig_connect(&rig);
     return 0;
+}
+
+static int setup(void **state) {
+    return setup_with("3600");
+}
+
+static int setup_idle(void **state) {
+    return setup_with("1");
 }
 
 static int teardown(void **state) {
@@ -297,6 +307,124 @@ static void test_save(void **state) {
     has(call("session.restore", params), "\"NoSuchSession\"");
 }
 
+/* The token that a save answered with, as parameters of session.restore, into @ret [64]. */
+static void get_token(char *ret) {
+    const char *at = strstr(client->text, "token\"=>\"");
+
+    assert_non_null(at);
+    (void)snprintf(ret, 64, "{'token': '%.32s'}", at + 9);
+}
+
+static int n_file(const char *ending) {
+    char cmd[160];
+
+    (void)snprintf(cmd, sizeof cmd, "exit $(ls %s/sessions/*/ | grep -c '%s$')", cache, ending);
+    return WEXITSTATUS(system(cmd));
+}
+
+/* The engine ends the job that was submitted last; @n of its prompt. */
+static void end(enum engine_end how, uint32_t n) {
+    struct engine_result r = { .end = how, .n_prompt = n, .n_cached = n };
+
+    (void)why_set(&r.why, 0, "so it is");
+    fake_done(job(), &r);
+}
+
+/* With the model there, the engine writes keys and values, and reads them; without them, whatever
+ * the reason, the text is saved and restored. */
+static void test_save_kv(void **state) {
+    static const enum engine_end bad[] = { ENGINE_END_MEMORY, ENGINE_END_INTERNAL };
+    char token[64], again[128];
+
+    (void)call("session.open", "{'thinking': true}");
+    exchange(ASK("q1"), "user:q1", "a1", 0);
+    fake_loaded();
+    for (int i = 0; i < 2; i++) {
+        rig_request(client, ++msgid, "session.save", "{'session': 1}");
+        end(bad[i], 20);
+        has(rig_recv(client), "\"cached\"=>0}");
+    }
+    fake.submit = ENGINE_BUSY;
+    has(call("session.save", "{'session': 1}"), "\"cached\"=>0}");
+    fake.submit = 0;
+    assert_int_equal(n_file("new") + n_file("kv"), 0);
+    assert_int_equal(n_file("session"), 3);
+
+    rig_request(client, ++msgid, "session.save", "{'session': 1}");
+    assert_int_equal(job()->req.kind, ENGINE_SAVE);
+    assert_string_equal(job()->said, "user:q1 assistant:a1");
+    assert_true(job()->req.no_generation && job()->req.thinking);
+    assert_int_equal(write(job()->req.fd, "keys", 4), 4);
+    assert_int_equal(n_file("new"), 1);
+    end(ENGINE_END_STOP, 20);
+    has(rig_recv(client), "\"cached\"=>20}");
+    get_token(token);
+    assert_int_equal(n_file("new"), 0);
+    assert_int_equal(n_file("kv"), 1);
+
+    rig_request(client, ++msgid, "session.restore", token);
+    assert_int_equal(job()->req.kind, ENGINE_RESTORE);
+    end(ENGINE_END_STOP, 20);
+    has(rig_recv(client), "{\"session\"=>2, \"model\"=>\"a\", \"context_window\"=>0, "
+                          "\"cached\"=>20}");
+    rig_request(client, ++msgid, "session.restore", token);
+    end(ENGINE_END_CORRUPT, 0);
+    has(rig_recv(client), "\"session\"=>3");
+    has(client->text, "\"cached\"=>0}");
+    exchange("{'session': 3, 'messages': [{'role': 'user', 'content': 'q2'}]}",
+             "user:q1 assistant:a1 user:q2", "a2", 0);
+
+    /* The same name again, and gone. */
+    (void)snprintf(again, sizeof again, "{'session': 3, %s", token + 1);
+    rig_request(client, ++msgid, "session.save", again);
+    end(ENGINE_END_STOP, 30);
+    has(rig_recv(client), "\"cached\"=>30}");
+    assert_int_equal(n_file("session"), 4);
+    rig_request(client, ++msgid, "session.restore", token);
+    end(ENGINE_END_STOP, 30);
+    has(rig_recv(client), "\"session\"=>4");
+    exchange("{'session': 4, 'messages': [{'role': 'user', 'content': 'q3'}]}",
+             "user:q1 assistant:a1 user:q2 assistant:a2 user:q3", "a3", 0);
+    has(call("session.forget", token), "nil, {}");
+    has(call("session.forget", token), "\"NoSuchSession\"");
+    has(call("session.restore", token), "\"NoSuchSession\"");
+    has(call("session.save", again), "\"NoSuchSession\"");
+    assert_int_equal(n_file("session"), 3);
+    assert_int_equal(n_file("kv"), 0);
+}
+
+/* Cancelled while the engine writes or reads: nothing is saved, and none is open. */
+static void test_save_cancelled(void **state) {
+    struct rig_client *other = rig_connect(&rig);
+    char token[64], params[32];
+
+    (void)call("session.open", "{}");
+    exchange(ASK("q1"), "user:q1", "a1", 0);
+    fake_loaded();
+    rig_request(client, ++msgid, "session.save", "{'session': 1}");
+    (void)job();
+    (void)snprintf(params, sizeof params, "{'id': %u}", msgid);
+    rig_notify(client, "generate.cancel", params);
+    has(rig_recv(client), "\"Cancelled\"");
+    assert_int_equal(n_file("new") + n_file("kv") + n_file("session"), 0);
+    rig_request(other, 1, "session.save", "{'session': 1}");
+    (void)job();
+    rig_hangup(other);
+    rig_turn(&rig);
+    assert_int_equal(n_file("new") + n_file("kv") + n_file("session"), 0);
+
+    rig_request(client, ++msgid, "session.save", "{'session': 1}");
+    end(ENGINE_END_STOP, 20);
+    (void)rig_recv(client);
+    get_token(token);
+    rig_request(client, ++msgid, "session.restore", token);
+    (void)job();
+    (void)snprintf(params, sizeof params, "{'id': %u}", msgid);
+    rig_notify(client, "generate.cancel", params);
+    has(rig_recv(client), "\"Cancelled\"");
+    has(call("session.generate", "{'session': 2}"), "\"NoSuchSession\"");
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_exchanges, setup, teardown),
@@ -305,8 +433,10 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_errors, setup, teardown),
         cmocka_unit_test_setup_teardown(test_clone_close_quota, setup, teardown),
         cmocka_unit_test_setup_teardown(test_close_while_busy, setup, teardown),
-        cmocka_unit_test_setup_teardown(test_idle, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_idle, setup_idle, teardown),
         cmocka_unit_test_setup_teardown(test_save, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_save_kv, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_save_cancelled, setup, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

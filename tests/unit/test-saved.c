@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
+#include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -33,10 +34,11 @@ static int teardown(void **state) {
 static struct saved make(uid_t uid, size_t n, time_t when) {
     const struct timespec times[2] = { { .tv_sec = when }, { .tv_sec = when } };
     struct session_blob blob = { calloc(1, n), n };
+    struct saved_draft none = { .fd = -1 };
     struct saved s;
 
     assert_int_equal(saved_new(dir, uid, &s, NULL), 0);
-    assert_int_equal(saved_write(&s, &blob, NULL), 0);
+    assert_int_equal(saved_write(&s, &blob, &none, NULL), 0);
     assert_int_equal(utimensat(-1, s.session, times, 0), 0);
     free(blob.p);
     return s;
@@ -76,10 +78,11 @@ static void test_name(void **state) {
 
 static void test_content(void **state) {
     struct session_blob blob = { (char *)"what was said", 13 }, back;
+    struct saved_draft none = { .fd = -1 };
     struct saved s;
 
     assert_int_equal(saved_new(dir, 7, &s, NULL), 0);
-    assert_int_equal(saved_write(&s, &blob, NULL), 0);
+    assert_int_equal(saved_write(&s, &blob, &none, NULL), 0);
     assert_int_equal(saved_read(&s, &back, NULL), 0);
     assert_int_equal(back.n, 13);
     assert_memory_equal(back.p, blob.p, 13);
@@ -92,36 +95,106 @@ static void test_content(void **state) {
     assert_int_equal(saved_read(&s, &back, NULL), RPC_CORRUPT);
 }
 
-/* The oldest of the user who has the most goes, with its .kv; a .kv alone counts too. */
+/* Keys and values of @s, [@n] bytes. */
+static struct saved_draft keys(const struct saved *s, size_t n) {
+    struct saved_draft d;
+    char *p = calloc(1, n);
+
+    assert_int_equal(saved_draft(s->kv, &d, NULL), 0);
+    assert_int_equal(write(d.fd, p, n), n);
+    free(p);
+    return d;
+}
+
+static bool has_drafts(void) {
+    char cmd[128];
+
+    (void)snprintf(cmd, sizeof cmd, "ls %s/sessions/7 | grep -q new", dir);
+    return system(cmd) == 0;
+}
+
+/* A draft is nothing until it is written; what is written over is gone, whatever it was. */
+static void test_drafts(void **state) {
+    struct saved s = make(7, 10, 1000);
+    struct session_blob blob = { (char *)"more", 4 }, back;
+    struct saved_draft d = keys(&s, 1000), other = keys(&s, 2000);
+    struct stat st;
+    int fd;
+
+    assert_false(saved_has_kv(&s));
+    assert_int_equal(saved_open_kv(&s), -ENOENT);
+    assert_int_equal(saved_write(&s, &blob, &d, NULL), 0);
+    assert_int_equal(d.fd, -1);
+    fd = saved_open_kv(&s);
+    assert_true(fd >= 0);
+    assert_int_equal(fstat(fd, &st), 0);
+    assert_int_equal(st.st_size, 1000);
+    assert_int_equal(st.st_mode & 0777, 0600);
+    (void)close(fd);
+    assert_true(has_drafts());
+    saved_discard(&other);
+    saved_discard(&other);
+    assert_false(has_drafts());
+
+    d = keys(&s, 10); /* one whose service was killed */
+    (void)close(d.fd);
+    assert_true(has_drafts());
+    saved_clean(dir);
+    assert_false(has_drafts());
+    saved_clean(NULL);
+    assert_true(there(&s) && saved_has_kv(&s));
+
+    d.fd = -1;
+    assert_int_equal(saved_write(&s, &blob, &d, NULL), 0);
+    assert_false(saved_has_kv(&s));
+    assert_int_equal(saved_read(&s, &back, NULL), 0);
+    assert_int_equal(back.n, 4);
+    free(back.p);
+    saved_remove(&s);
+    assert_int_equal(saved_read(&s, &back, NULL), RPC_NO_SUCH_SESSION);
+}
+
+/* The oldest of the user who has the most goes; all keys and values before any text; a .kv alone
+ * counts too. */
 static void test_trim(void **state) {
     struct saved a = make(1, 100000, 50), b = make(1, 100000, 20), c = make(2, 150000, 10), lone;
-    FILE *f = fopen(b.kv, "w");
+    struct saved_draft d[3] = { keys(&a, 200000), keys(&b, 200000), keys(&c, 300000) };
+    FILE *f;
 
-    assert_non_null(f);
-    (void)fclose(f);
-    saved_trim(dir, 1 << 20);
+    assert_int_equal(rename(d[0].path, a.kv), 0);
+    assert_int_equal(rename(d[1].path, b.kv), 0);
+    assert_int_equal(rename(d[2].path, c.kv), 0);
+    for (int i = 0; i < 3; i++)
+        (void)close(d[i].fd);
+    saved_trim(dir, 2 << 20);
+    assert_true(saved_has_kv(&a) && saved_has_kv(&b) && saved_has_kv(&c));
+    saved_trim(dir, 950000);
+    assert_true(saved_has_kv(&a) && !saved_has_kv(&b) && saved_has_kv(&c));
+    saved_trim(dir, 600000);
+    assert_true(saved_has_kv(&a) && !saved_has_kv(&c));
     assert_true(there(&a) && there(&b) && there(&c));
     saved_trim(dir, 300000);
     assert_true(there(&a) && !there(&b) && there(&c));
-    assert_int_equal(access(b.kv, F_OK), -1);
+    assert_false(saved_has_kv(&a));
 
     assert_int_equal(saved_new(dir, 3, &lone, NULL), 0);
     f = fopen(lone.kv, "w");
     assert_non_null(f);
     assert_int_equal(fwrite(dir, 1, sizeof dir, f), sizeof dir);
     (void)fclose(f);
+    saved_trim(dir, 102400 + 151552 + 1000);
+    assert_true(there(&a) && there(&c) && !saved_has_kv(&lone));
     saved_trim(dir, 110000);
     assert_true(there(&a) && !there(&c));
-    assert_int_equal(access(lone.kv, F_OK), 0);
     saved_trim(dir, 0);
     assert_false(there(&a));
-    assert_int_equal(access(lone.kv, F_OK), -1);
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_name, setup, teardown),
         cmocka_unit_test_setup_teardown(test_content, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_drafts, setup, teardown),
         cmocka_unit_test_setup_teardown(test_trim, setup, teardown),
     };
 
