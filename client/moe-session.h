@@ -79,11 +79,15 @@ MOE_API int moe_session_measure_wait(struct moe *m, uint64_t session,
 MOE_API int moe_session_clone_wait(struct moe *m, uint64_t session, uint64_t *ret_session);
 MOE_API int moe_session_close_wait(struct moe *m, uint64_t session);
 
-/* Keep it for later. @ret_token: until the next *_wait() on @m */
-MOE_API int moe_session_save_wait(struct moe *m, uint64_t session, const char **ret_token);
+/* Keep it for later. @over: the token of an earlier one, which it replaces and whose token it has;
+ * NULL: it is a new one. @ret_token: until the next *_wait() on @m */
+MOE_API int moe_session_save_wait(struct moe *m, uint64_t session, const char *over,
+                                  const char **ret_token);
 /* A new session as it was when it was saved. MOE_NO_SUCH_SESSION: nothing of this user has this
  * token any more; MOE_CORRUPT: it is damaged. */
 MOE_API int moe_session_restore_wait(struct moe *m, const char *token, uint64_t *ret_session);
+/* Remove what was saved. */
+MOE_API int moe_session_forget_wait(struct moe *m, const char *token);
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,8 @@ struct talk {
     size_t n, size;
     uint64_t session;
     bool open, resumed;
+    char *token;      /* what it was saved under; NULL: it was not */
+    uint32_t reading; /* the call that has it evaluated while the user types; 0: none */
 };
 
 static int talk_add(struct talk *t, const char *role, const char *content) {
@@ -57,6 +59,8 @@ static int talk_begin(struct ctl *c, struct talk *t) {
         (void)moe_session_close_wait(c->m, t->session);
     talk_cut(t, 0);
     t->open = t->resumed = false;
+    free(t->token);
+    t->token = NULL;
 
     return c->system ? talk_add(t, "system", c->system) : 0;
 }
@@ -108,6 +112,8 @@ static int talk_ask(struct ctl *c, struct talk *t, const char *line, struct ctl_
         r = talk_open(c, t);
         if (r)
             return r;
+        if (t->reading) /* the answer goes on from what was evaluated */
+            (void)moe_cancel(c->m, t->reading);
         c->generate.messages = &question;
         c->generate.n_messages = 1;
         r = ctl_ask(a, &t->session);
@@ -148,28 +154,51 @@ static int say(struct ctl *c, struct talk *t, const char *line) {
     return r;
 }
 
+/* Over what it was saved as before, if that is still there. */
 static int save(struct ctl *c, struct talk *t) {
     const char *token;
+    char *copy;
     int r;
 
     r = talk_open(c, t);
     if (r)
         return r;
-    r = moe_session_save_wait(c->m, t->session, &token);
+    r = moe_session_save_wait(c->m, t->session, t->token, &token);
+    if (r == -EREMOTEIO && t->token && moe_last_error(c->m)->code == MOE_NO_SUCH_SESSION)
+        r = moe_session_save_wait(c->m, t->session, NULL, &token);
     if (r < 0)
         return ctl_complain_errno(c, r);
+    copy = strdup(token);
+    if (copy) {
+        free(t->token);
+        t->token = copy;
+    }
 
     (void)fprintf(stderr, "(saved; go on with: moectl chat --resume %s)\n", token);
     return EXIT_OK;
 }
 
+static void on_read(struct moe *m, uint32_t id, const struct moe_value *result,
+                    const struct moe_error *error, void *userdata) {
+    struct talk *t = userdata;
+
+    (void)m, (void)id, (void)result, (void)error; /* it was a matter of speed */
+    t->reading = 0;
+}
+
+/* What the service has not kept of it is evaluated while the user types. */
 static int resume(struct ctl *c, struct talk *t) {
+    struct moe_map *p = moe_map_new();
     int r = moe_session_restore_wait(c->m, c->resume, &t->session);
 
-    if (r < 0)
-        return ctl_complain_errno(c, r);
-    t->open = t->resumed = true;
-    return EXIT_OK;
+    if (r >= 0) {
+        t->open = t->resumed = true;
+        t->token = strdup(c->resume);
+        moe_map_uint(p, "session", t->session);
+        (void)moe_call(c->m, "session.append", p, on_read, NULL, t, &t->reading);
+    }
+    moe_map_free(p);
+    return r < 0 ? ctl_complain_errno(c, r) : EXIT_OK;
 }
 
 /* A line with a slash. Return: true to go on. */
@@ -248,7 +277,10 @@ int verb_chat(struct ctl *c) {
         r = talk_on(c, &t);
     if (!code && !r && c->save)
         code = save(c, &t);
+    if (t.reading) /* @t goes before it is answered */
+        c->m = moe_close(c->m);
     talk_cut(&t, 0);
+    free(t.token);
     free(t.messages);
     moe_map_free(more);
 
@@ -299,4 +331,16 @@ int verb_sessions(struct ctl *c) {
     for (size_t i = 0; i < moe_size(sessions); i++)
         put_session(c, moe_at(sessions, i));
     return EXIT_OK;
+}
+
+int verb_forget(struct ctl *c) {
+    int r;
+
+    if (!c->n_args)
+        return ctl_complain(EXIT_USAGE, "forget: want the token of a conversation that was kept");
+    r = ctl_connect(c);
+    if (r)
+        return r;
+    r = moe_session_forget_wait(c->m, c->args[0]);
+    return r < 0 ? ctl_complain_errno(c, r) : EXIT_OK;
 }

@@ -20,6 +20,7 @@ static const char help[] =
     "  run [PROMPT]         answer one prompt; also from a pipe, or - for stdin\n"
     "  chat                 talk; Ctrl-C stops an answer, Ctrl-D ends\n"
     "  sessions             conversations that are open\n"
+    "  forget TOKEN         remove a conversation that was kept\n"
     "  status               what the service is doing\n"
     "  topology             which memory and CPUs it uses\n"
     "  list                 models there are\n"
@@ -82,7 +83,8 @@ enum {
     V_OTHER = 1 << 6,
     V_TOP = 1 << 7,
     V_SESSIONS = 1 << 8,
-    V_ALL = (1 << 9) - 1,
+    V_FORGET = 1 << 9,
+    V_ALL = (1 << 10) - 1,
     V_ANSWER = V_RUN | V_CHAT,
 };
 
@@ -95,6 +97,7 @@ static const struct verb {
     { "run", V_RUN, 1, verb_run },
     { "chat", V_CHAT, 0, verb_chat },
     { "sessions", V_SESSIONS, 0, verb_sessions },
+    { "forget", V_FORGET, 1, verb_forget },
     { "status", V_OTHER, 0, verb_status },
     { "topology", V_OTHER, 0, verb_topology },
     { "list", V_OTHER, 0, verb_list },
@@ -211,7 +214,7 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_ONCE,        V_TOP },
     { OPT_SPECIAL,     V_TOKENIZE | V_RUN },
     { OPT_BOS,         V_TOKENIZE },
-    { OPT_JSON,        V_ALL & ~V_CHAT },
+    { OPT_JSON,        V_ALL & ~(V_CHAT | V_FORGET) },
 };
 /* clang-format on */
 

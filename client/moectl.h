@@ -118,6 +118,7 @@ int ctl_ask(struct ctl_answer *a, const uint64_t *session);
 int verb_run(struct ctl *c);
 int verb_chat(struct ctl *c);
 int verb_sessions(struct ctl *c);
+int verb_forget(struct ctl *c);
 int verb_status(struct ctl *c);
 int verb_topology(struct ctl *c);
 int verb_list(struct ctl *c);

@@ -102,10 +102,15 @@ int moe_session_close_wait(struct moe *m, uint64_t session) {
     return call(m, "session.close", params_of(session), NULL, NULL);
 }
 
-int moe_session_save_wait(struct moe *m, uint64_t session, const char **ret_token) {
+int moe_session_save_wait(struct moe *m, uint64_t session, const char *over,
+                          const char **ret_token) {
+    struct moe_map *p = params_of(session);
     const struct moe_value *v;
-    int r = call(m, "session.save", params_of(session), NULL, &v);
+    int r;
 
+    if (over)
+        moe_map_str(p, "token", over);
+    r = call(m, "session.save", p, NULL, &v);
     if (r >= 0)
         *ret_token = moe_str(moe_get(v, "token"));
     return r >= 0 && !*ret_token ? -EPROTO : r;
@@ -116,4 +121,11 @@ int moe_session_restore_wait(struct moe *m, const char *token, uint64_t *ret_ses
 
     moe_map_str(p, "token", token);
     return call_for_number(m, "session.restore", p, NULL, "session", ret_session);
+}
+
+int moe_session_forget_wait(struct moe *m, const char *token) {
+    struct moe_map *p = moe_map_new();
+
+    moe_map_str(p, "token", token);
+    return call(m, "session.forget", p, NULL, NULL);
 }

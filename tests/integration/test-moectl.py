@@ -121,7 +121,8 @@ def chats(script):
 
     return {"session.open": open_session, "session.generate": script["generate"],
             "session.close": lambda s, i, p: s.result(i, {}), "session.save": lambda s, i, p: s.result(i, {"token": "ab" * 16}),
-            "session.restore": lambda s, i, p: s.result(i, {"session": 77, "model": "tiny"})}
+            "session.restore": lambda s, i, p: s.result(i, {"session": 77, "model": "tiny"}),
+            "session.append": lambda s, i, p: s.result(i, {"context_used": 9}), "session.forget": lambda s, i, p: s.result(i, {})}
 
 
 def fails(method, *error):
@@ -703,8 +704,20 @@ class Terminal(Case):
         run = self.moectl("chat", "--resume", "cd" * 16, "--save", "--overflow", "error", stdin=b"one\n")
         self.check(run, 0, b"ok\n", "^.saved; go on with: moectl chat --resume " + "ab" * 16)
         self.assertEqual(service.params("session.restore"), {"token": "cd" * 16})
-        self.assertEqual(service.params("session.save"), {"session": 77})
+        self.assertEqual(service.params("session.append"), {"session": 77})
+        self.assertEqual(service.params("session.save"), {"session": 77, "token": "cd" * 16})
         self.assertEqual(service.params("session.generate")["overflow"], "error")
+        service.script["session.save"] = lambda s, i, p: s.error(i, 14, "NoSuchSession", "gone") if "token" in p else \
+            s.result(i, {"token": "ef" * 16})
+        service.script["session.append"] = lambda s, i, p: reading.append(i)  # an answer does not wait for it
+        reading, n_seen = [], len(service.seen)
+        run = self.moectl("chat", "--resume", "cd" * 16, "--save", stdin=b"one\n")
+        self.check(run, 0, b"ok\n", "^.saved; go on with: moectl chat --resume " + "ef" * 16)
+        self.assertEqual([p for m, p in service.seen[n_seen:] if m == "generate.cancel"], [{"id": i} for i in reading])
+        self.assertEqual(len(reading), 1)
+        self.check(self.moectl("forget", "cd" * 16), 0, b"", "^$")
+        self.assertEqual(service.params("session.forget"), {"token": "cd" * 16})
+        self.check(self.moectl("forget"), 2, b"", "want the token")
         self.serve(chats(answers("ok")) | fails("session.restore", 15, "Corrupt", "the saved session is damaged"))
         self.check(self.moectl("chat", "--resume", "x", stdin=b"one\n"), 4, b"", "is damaged")
 

@@ -176,12 +176,15 @@ static void test_others(void **state) {
     assert_int_equal(n, 4);
     asked(f, "\"session.clone\", [{\"session\"=>3}]]");
     answer(f, "token", 0, "abc");
-    assert_int_equal(moe_session_save_wait(f->m, 3, &token), 0);
+    assert_int_equal(moe_session_save_wait(f->m, 3, NULL, &token), 0);
     assert_string_equal(token, "abc");
     asked(f, "\"session.save\", [{\"session\"=>3}]]");
     answer(f, "nothing", 0, NULL);
-    assert_int_equal(moe_session_save_wait(f->m, 3, &token), -EPROTO);
-    asked(f, "\"session.save\"");
+    assert_int_equal(moe_session_save_wait(f->m, 3, "old", &token), -EPROTO);
+    asked(f, "\"session.save\", [{\"session\"=>3, \"token\"=>\"old\"}]]");
+    answer(f, "x", 0, NULL);
+    assert_int_equal(moe_session_forget_wait(f->m, "old"), 0);
+    asked(f, "\"session.forget\", [{\"token\"=>\"old\"}]]");
     answer(f, "session", 6, NULL);
     assert_int_equal(moe_session_restore_wait(f->m, "abc", &n), 0);
     assert_int_equal(n, 6);
