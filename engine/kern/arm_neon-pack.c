@@ -14,7 +14,7 @@
 #define INLINE PACK_INLINE
 #define LAYOUT ".r4"
 
-enum { R = 4, N_G = 4, SIGNED = 0 };
+enum { R = 4, N_G = 4, SIGNED = 0, F_G = 4, F_M = 6, F_FEW = 1 };
 
 typedef uint32x4_t vec;
 typedef int32x4_t veci;
@@ -104,6 +104,12 @@ INLINE void dot(int n_16, uint32_t v, bool last, vec q, const int8_t *x, struct 
     p->sum = vreinterpretq_u32_s32(s);
 }
 
+/* BF16 are the upper halves of floats. */
+INLINE vecf get_bf16(const uint8_t *w) {
+    return (vecf)(get_u16(w, 0) << 16);
+}
+
+#include "engine/kern/pack-float.inc"
 #include "engine/kern/pack-vec.inc"
 
 void kern_pack_neon(struct kern *k) {

@@ -17,6 +17,9 @@ struct cut {
 /* In the order of the packed block: what the kernel reads first comes first. */
 /* clang-format off */
 static const struct cut cuts[QUANT_FMT_N][N_CUT] = {
+    [QUANT_F32]    = { { 0, 1, 4 } },
+    [QUANT_F16]    = { { 0, 1, 2 } },
+    [QUANT_BF16]   = { { 0, 1, 2 } },
     [QUANT_Q4_0]   = { { 0, 1, 2 }, { 2, 4, 4 } },
     [QUANT_Q4_1]   = { { 0, 2, 2 }, { 4, 4, 4 } },
     [QUANT_Q5_0]   = { { 0, 1, 2 }, { 2, 5, 4 } },

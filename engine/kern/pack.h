@@ -8,6 +8,7 @@
  * packed block holds each piece of all rows side by side: piece 0 of row 0, of row 1, ..., piece 1
  * of row 0, ... With 16 rows a vector of 64 bytes is four bytes of codes of each row, and one lane
  * is one row. Pieces keep the order they had in the plain block, but those of Q6_K, see pack.c.
+ * Floats are pieces themselves.
  * Q2_K and Q3_K are not packed: their kernels read them as they are in the file.
  */
 
@@ -39,4 +40,5 @@ void kern_pack_decode(enum quant_fmt fmt, uint32_t n_row, const void *group, uin
 /* What a tier binds of struct kern.pack, from the second file of its library. */
 void kern_pack_avx2(struct kern *k);
 void kern_pack_avx512vnni(struct kern *k);
+void kern_float_avx512vnni(struct kern *k);
 void kern_pack_neon(struct kern *k);

@@ -18,6 +18,9 @@
 enum {
     R = 8,
     N_G = 2,
+    F_G = 2, /* of 16 registers 12 hold sums of floats */
+    F_M = 6,
+    F_FEW = 2,
 #ifdef __AVXVNNI__
     SIGNED = 128,
 #else
@@ -109,6 +112,12 @@ INLINE void dot(int n_16, uint32_t v, bool last, vec q, const int8_t *x, struct 
 #endif
 }
 
+/* BF16 are the upper halves of floats. */
+INLINE vecf get_bf16(const uint8_t *w) {
+    return (vecf)(get_u16(w, 0) << 16);
+}
+
+#include "engine/kern/pack-float.inc"
 #include "engine/kern/pack-vec.inc"
 
 #ifndef __AVXVNNI__

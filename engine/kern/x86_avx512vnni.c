@@ -684,6 +684,7 @@ void kern_use_avx512vnni(struct kern *k) {
     BIND(QUANT_IQ4_XS, iq4_xs);
     BIND(QUANT_MXFP4, mxfp4);
     kern_pack_avx512vnni(k);
+    kern_float_avx512vnni(k);
     kern_attn_avx512vnni(k);
     k->axpy = axpy;
     k->peak = peak;
