@@ -40,6 +40,10 @@ INLINE vf vf_f16_set1(const uint16_t *p) {
     return vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(*p)));
 }
 
+INLINE void vf_to_f16(uint16_t *p, vf x) {
+    vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(x)));
+}
+
 INLINE vf vf_i8(const int8_t *p) {
     int32_t v;
 

@@ -54,6 +54,10 @@ INLINE vf vf_f16_set1(const uint16_t *p) {
     return _mm256_cvtph_ps(_mm_set1_epi16((short)*p));
 }
 
+INLINE void vf_to_f16(uint16_t *p, vf x) {
+    _mm_storeu_si128((void *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 INLINE vf vf_i8(const int8_t *p) {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const void *)p)));
 }

@@ -41,6 +41,12 @@ INLINE vf vf_f16_set1(const uint16_t *p) {
     return _mm512_cvtph_ps(_mm256_set1_epi16((short)*p));
 }
 
+INLINE void vf_to_f16(uint16_t *p, vf x) {
+    __m256i v = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+
+    _mm256_storeu_si256((void *)p, v);
+}
+
 INLINE vf vf_i8(const int8_t *p) {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)p)));
 }

@@ -293,6 +293,28 @@ static void test_bytes_are_the_same(void **state) {
         }
 }
 
+/* Where f16 ends on either side, ties, and what is no number. */
+static void test_f16_edges(void **state) {
+    static const float edge[] = { 0.0f,       -0.0f,     1.0f,         1.00048828f,    1.00146484f,
+                                  65504.0f,   65519.99f, 65520.0f,     -65520.0f,      1e9f,
+                                  INFINITY,   -INFINITY, NAN,          6.10351562e-5f, 6.1005e-5f,
+                                  5.9605e-8f, 2.98e-8f,  2.980232e-8f, -1e-9f,         1e-40f };
+    enum { DIM = 32, N_EDGE = sizeof edge / sizeof *edge };
+    static uint16_t key[BLOCK * DIM], value[BLOCK * DIM];
+    float x[DIM] = { 0 };
+
+    (void)state;
+    memcpy(x, edge, sizeof edge);
+    for (int t = 0; t < n_tier; t++) {
+        tables[t].attn[QUANT_F16].put_key(x, DIM, 21, key);
+        tables[t].attn[QUANT_F16].put_value(x, DIM, 21, value);
+        for (uint32_t i = 0; i < N_EDGE; i++) {
+            assert_int_equal(value[21 * DIM + i], quant_to_f16(x[i]));
+            assert_int_equal(key[(DIM + i) * 16 + 5], quant_to_f16(x[i]));
+        }
+    }
+}
+
 static void check_weigh(const struct kern *k, uint32_t lo, uint32_t hi, struct kern_mass before,
                         float spread) {
     float s[BLOCK], p[BLOCK], keep;
@@ -398,6 +420,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_blocks),
         cmocka_unit_test(test_bytes_are_the_same),
+        cmocka_unit_test(test_f16_edges),
         cmocka_unit_test(test_weigh),
     };
     uint32_t cpu_bits = kern_cpu();
