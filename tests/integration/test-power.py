@@ -4,6 +4,7 @@ power-profiles-daemon, on a bus of its own."""
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -115,6 +116,21 @@ class Sleep(unittest.TestCase):
         self.assertEqual(begin + c.text(), said)
         r.until_power(level=0)
         rig.until(r.delays, "no inhibitor after sleep")
+
+    def test_saving_goes_on(self):
+        with tempfile.TemporaryDirectory(prefix="moed-cache-") as cache:
+            r = Rig(self, LOGIN1, config=f"cache-dir = {cache}\nweights-store = none\n")
+            rig.until(r.delays, "no inhibitor")
+            text = [{"role": "user", "content": "once upon a time there was something worth keeping"}]
+            session = r.client.call("session.open", messages=text)["session"]
+            r.sleep(True)
+            r.until_power(level=2)
+            saved = r.client.call("session.save", session=session)
+            self.assertGreater(saved["cached"], 0)
+            self.assertEqual(len(os.listdir(f"{cache}/sessions/{os.geteuid()}")), 2)
+            r.sleep(False)
+            r.until_power(level=0)
+            self.assertGreater(r.client.call("session.restore", token=saved["token"])["session"], session)
 
     def test_again_and_again(self):
         r = Rig(self, LOGIN1)
