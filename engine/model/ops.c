@@ -161,9 +161,9 @@ static const uint8_t *rows_at(const struct ops_mat *m, uint32_t row) {
     return p->data + (row - first) * m->stride;
 }
 
-/* The same for the row behind some of @m's; NULL when there is none. */
-static const uint8_t *rows_after(const struct ops_mat *m, uint32_t row) {
-    return row < m->n_out ? rows_at(m, row) : NULL;
+/* The same for the row behind some of @m's; @next when there is none. */
+static const void *rows_after(const struct ops_mat *m, uint32_t row, const void *next) {
+    return row < m->n_out ? rows_at(m, row) : next;
 }
 
 void ops_mat_row(const struct kern *k, const struct ops_mat *m, uint32_t row, float *ret) {
@@ -204,14 +204,14 @@ static struct kern_rows rows_from(const struct kern_rows *x, uint32_t first, uin
 
 /* Output rows [begin, begin + n) of a gated product; up's half of a chunk of rows is in scratch. */
 static void mul_glu(const struct ops *ops, const struct ops_task *t, uint32_t begin, uint32_t n,
-                    float *scratch) {
+                    const void *next, float *scratch) {
     for (uint32_t m = 0; m < t->x.n_row; m += OPS_CHUNK) {
         uint32_t n_m = t->x.n_row - m < OPS_CHUNK ? t->x.n_row - m : OPS_CHUNK;
         struct kern_rows x = rows_from(&t->x, m, n_m);
         float *y = t->y + m * t->y_stride + begin;
 
         mul(ops, &t->w, begin, n, x, rows_at(&t->w2, begin), y, t->y_stride);
-        mul(ops, &t->w2, begin, n, x, rows_after(&t->w, begin + n), scratch, n);
+        mul(ops, &t->w2, begin, n, x, rows_after(&t->w, begin + n, next), scratch, n);
         for (uint32_t i = 0; i < n_m; i++, y += t->y_stride)
             ops->kern->geglu(y, scratch + (size_t)i * n, y, n);
     }
@@ -253,8 +253,9 @@ static void await(struct ops *ops, const struct ops_task *t) {
         pool_await(ops->pool, &t->need->is_done);
 }
 
+/* @next: what is read behind the matrix */
 static void product_rows(struct ops *ops, const struct ops_task *t, uint32_t begin, uint32_t end,
-                         uint32_t worker) {
+                         const void *next, uint32_t worker) {
     uint32_t n;
     uint32_t n_row = t->x.n_row < OPS_CHUNK ? t->x.n_row : OPS_CHUNK;
     uint32_t n_max = OPS_SCRATCH / n_row / OPS_STEP * OPS_STEP;
@@ -262,7 +263,7 @@ static void product_rows(struct ops *ops, const struct ops_task *t, uint32_t beg
 
     if (!t->w2.data) {
         await(ops, t);
-        mul(ops, &t->w, begin, end - begin, t->x, rows_after(&t->w, end), t->y + begin,
+        mul(ops, &t->w, begin, end - begin, t->x, rows_after(&t->w, end, next), t->y + begin,
             t->y_stride);
         for (uint32_t m = 0; m < t->x.n_row && t->softcap > 0; m++)
             ops->kern->softcap(t->y + m * t->y_stride + begin, t->softcap, end - begin);
@@ -271,12 +272,12 @@ static void product_rows(struct ops *ops, const struct ops_task *t, uint32_t beg
     await(ops, t);
     for (; begin < end; begin += n) {
         n = end - begin < n_max ? end - begin : n_max;
-        mul_glu(ops, t, begin, n, scratch);
+        mul_glu(ops, t, begin, n, next, scratch);
     }
 }
 
 static void sum_rows(struct ops *ops, const struct ops_task *t, uint32_t begin, uint32_t end,
-                     uint32_t worker) {
+                     const void *next, uint32_t worker) {
     uint32_t n_max = OPS_SCRATCH / OPS_CHUNK / OPS_STEP * OPS_STEP, n;
 
     for (; begin < end; begin += n) {
@@ -284,11 +285,11 @@ static void sum_rows(struct ops *ops, const struct ops_task *t, uint32_t begin, 
         for (uint32_t r = 0; r < t->n_y; r++)
             memset(t->y + r * t->y_stride + begin, 0, n * sizeof *t->y);
         for (uint32_t i = 0; i < t->n_sum; i++) {
-            const void *next =
-                i + 1 < t->n_sum ? rows_at(&t[i + 1].w, begin) : rows_after(&t->w, begin + n);
+            const void *then =
+                i + 1 < t->n_sum ? rows_at(&t[i + 1].w, begin) : rows_after(&t->w, begin + n, next);
 
             await(ops, &t[i]);
-            mul_sum(ops, &t[i], begin, n, next, scratch_of(ops, worker));
+            mul_sum(ops, &t[i], begin, n, then, scratch_of(ops, worker));
         }
     }
 }
@@ -301,22 +302,27 @@ static void finish_items(struct ops *ops, struct ops_task *t, uint32_t n, uint32
     pool_post(&t->is_done);
 }
 
-/* Items @item to @item + @n - 1 of a cut. */
+/* Items @item to @item + @n - 1 of a cut. @next: what is read behind all of it; NULL: unknown */
 static void run_items(struct ops *ops, const struct ops_cut *c, uint32_t item, uint32_t n,
-                      uint32_t worker) {
+                      const void *next, uint32_t worker) {
     const struct ops_task *t = c->task;
     uint32_t begin = c->row + (item - c->first) * t->slab;
     uint32_t end = c->end - begin < n * t->slab ? c->end : begin + n * t->slab;
 
     if (t->row) {
-        sum_rows(ops, t, begin, end, worker);
+        sum_rows(ops, t, begin, end, next, worker);
     } else if (!t->fn) {
-        product_rows(ops, t, begin, end, worker);
+        product_rows(ops, t, begin, end, next, worker);
     } else {
         await(ops, t);
         for (uint32_t i = begin; i < end && !ops_stopped(ops); i++)
             t->fn(t->arg, i, worker);
     }
+}
+
+/* The first rows of a cut; NULL: it is no product's, or there is none. */
+static const void *first_rows(const struct ops_cut *c, const struct ops_cut *end) {
+    return c < end && !c->task->fn ? rows_at(&c->task->w, c->row) : NULL;
 }
 
 static uint32_t n_items(const struct ops_cut *c) {
@@ -330,7 +336,7 @@ static void run_range(struct ops *ops, uint32_t n_cut, uint32_t item, uint32_t n
         uint32_t left = c->first + n_items(c) - item, take = n < left ? n : left;
 
         if (!ops_stopped(ops))
-            run_items(ops, c, item, take, worker);
+            run_items(ops, c, item, take, first_rows(c + 1, ops->cut + n_cut), worker);
         finish_items(ops, c->task, take, worker);
         item += take;
         n -= take;
