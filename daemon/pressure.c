@@ -2,7 +2,9 @@
 
 #include <event2/event.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -25,6 +27,8 @@ struct source {
     int fd;   /* what is watched */
     int poll; /* an epoll that has it, for POLLPRI, which libevent does not know; -1: none */
     bool last;
+    char kind[8];          /* of stall that is watched, "some" or "full"; "": unknown */
+    uint64_t least, total; /* usec of stall that make a sign; that there were at the last one */
     struct event *event;
 };
 
@@ -55,6 +59,33 @@ static void on_calm(evutil_socket_t fd, short what, void *arg) {
         set_level(p, p->level - 1);
 }
 
+/* Usec that the kernel says tasks were stalled so far, in the line that @s->kind begins.
+ * Return: does it say so? */
+static bool read_total(const struct source *s, uint64_t *ret_total) {
+    char buf[512], *line, *at;
+    ssize_t n = s->kind[0] ? pread(s->fd, buf, sizeof buf - 1, 0) : -1;
+
+    if (n < 0)
+        return false;
+    buf[n] = '\0';
+    line = strstr(buf, s->kind);
+    at = line ? strstr(line, "total=") : NULL;
+    return at && sscanf(at, "total=%" SCNu64, ret_total) == 1;
+}
+
+/* Was there as much stall as was asked for since the last sign? Of a trigger that is new, kernels may
+ * take for its first window all the stall there ever was. */
+static bool is_true(struct source *s) {
+    uint64_t total;
+
+    if (!read_total(s, &total))
+        return true;
+    if (total - s->total < s->least)
+        return false;
+    s->total = total;
+    return true;
+}
+
 /* Of a file the sign is that the epoll became readable; looking there again only clears that. */
 static void on_sign(evutil_socket_t fd, short what, void *arg) {
     struct source *s = arg;
@@ -64,6 +95,8 @@ static void on_sign(evutil_socket_t fd, short what, void *arg) {
 
     if (s->poll >= 0) {
         (void)epoll_wait(s->poll, &ev, 1, 0);
+        if (!is_true(s))
+            return;
     } else {
         n = read(s->fd, buf, sizeof buf);
         if (n < 0 && (errno == EAGAIN || errno == EINTR))
@@ -108,8 +141,14 @@ static int open_source(const char *path, mode_t *ret_mode) {
     return fd < 0 ? err_new(-errno) : fd;
 }
 
-static int watch_file(struct source *s) {
+/* @say: what was written there, [@n_say] */
+static int watch_file(struct source *s, const char *say, size_t n_say) {
     struct epoll_event ev = { .events = EPOLLPRI };
+    char line[64];
+
+    (void)snprintf(line, sizeof line, "%.*s", (int)(n_say < sizeof line ? n_say : 0), say ?: "");
+    if (sscanf(line, "%7[a-z] %" SCNu64, s->kind, &s->least) != 2 || !read_total(s, &s->total))
+        s->kind[0] = '\0';
 
     s->poll = epoll_create1(EPOLL_CLOEXEC);
     if (s->poll < 0 || epoll_ctl(s->poll, EPOLL_CTL_ADD, s->fd, &ev) < 0)
@@ -127,7 +166,7 @@ static int watch(struct source *s, const char *path, const void *say, size_t n_s
         return err_up(s->fd);
     if (n_say && !S_ISFIFO(mode) && write(s->fd, say, n_say) < 0)
         return err_new(-errno);
-    r = S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : watch_file(s);
+    r = S_ISFIFO(mode) || S_ISSOCK(mode) ? 0 : watch_file(s, say, n_say);
     if (r < 0)
         return err_up(r);
     s->event =
