@@ -36,6 +36,63 @@ static int load_reply(struct bus_call *c, const msgpack_object *result, sd_bus_m
     return sd_bus_message_append(reply, "o", path);
 }
 
+/* ---- import, verify ---- */
+
+static int of_import(struct bus_call *c, int r) {
+    switch (r) {
+    case IMPORT_BAD:
+    case IMPORT_EXISTS:
+        return RPC_INVALID_ARGS;
+    case IMPORT_NONE:
+        return RPC_NO_SUCH_MODEL;
+    case IMPORT_UNSUPPORTED:
+        return RPC_NOT_SUPPORTED;
+    case IMPORT_BUSY:
+        return RPC_BUSY;
+    default:
+        return err_fold(r);
+    }
+}
+
+static int reply_task(struct bus_call *c, const struct task *t) {
+    char path[256];
+    int r;
+
+    (void)snprintf(path, sizeof path, BUS_PATH "/job/%ju", (uintmax_t)t->id);
+    r = sd_bus_reply_method_return(c->m, "o", path);
+    return r < 0 ? err_new(r) : 0;
+}
+
+static int import_run(struct bus_call *c) {
+    struct import_file f = { .fd = -1, .uid = c->peer->who.uid };
+    struct bus_options o;
+    struct task *t;
+    int r;
+
+    r = sd_bus_message_read(c->m, "hs", &f.fd, &f.id);
+    if (r >= 0)
+        r = bus_options_read(c->m, "mode digest license", &o, &c->params, &c->why);
+    if (r)
+        return bus_call_unread(c, r);
+    if (!import_parse_mode(o.mode ?: "", strlen(o.mode ?: ""), &f.mode))
+        return why_set(&c->why, RPC_INVALID_ARGS, "mode: none of reference, reflink, copy");
+    f.digest = o.digest;
+    f.license = o.license;
+    r = import_begin(c->peer->bus->server->imports, &f, &t, &c->why);
+    return r ? of_import(c, r) : err_up(reply_task(c, t));
+}
+
+static int verify_run(struct bus_call *c) {
+    struct task *t;
+    const char *id;
+    int r;
+
+    if (sd_bus_message_read(c->m, "s", &id) < 0)
+        return bus_call_unread(c, -EBADMSG);
+    r = import_verify(c->peer->bus->server->imports, id, c->peer->who.uid, &t, &c->why);
+    return r ? of_import(c, r) : err_up(reply_task(c, t));
+}
+
 static int unload_pack(struct bus_call *c, struct bus_params *p) {
     uint32_t flags;
     const char *id;
@@ -144,6 +201,8 @@ static int list_run(struct bus_call *c) {
 static const struct bus_gate gates[] = {
     { "LoadModel", "model.load", BUS_MANAGE, load_pack, load_reply, NULL, NULL },
     { "UnloadModel", "model.unload", BUS_MANAGE, unload_pack, nothing, NULL, NULL },
+    { "ImportModel", NULL, BUS_MANAGE, NULL, NULL, import_run, NULL },
+    { "VerifyModel", NULL, BUS_MANAGE, NULL, NULL, verify_run, NULL },
     { "RemoveModel", NULL, BUS_MANAGE, NULL, NULL, remove_run, NULL },
     { "SetUseCase", NULL, BUS_MANAGE, NULL, NULL, set_use_case_run, NULL },
     { "ListSessions", NULL, BUS_INSPECT, NULL, NULL, list_run, NULL },
@@ -163,6 +222,12 @@ static const sd_bus_vtable vtable[] = {
     SD_BUS_METHOD_WITH_ARGS("UnloadModel",
         SD_BUS_ARGS("s", id, "u", flags),
         SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("ImportModel",
+        SD_BUS_ARGS("h", file, "s", id, "a{sv}", options),
+        SD_BUS_RESULT("o", job), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("VerifyModel",
+        SD_BUS_ARGS("s", id),
+        SD_BUS_RESULT("o", job), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
     SD_BUS_METHOD_WITH_ARGS("RemoveModel",
         SD_BUS_ARGS("s", id),
         SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),

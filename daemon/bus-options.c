@@ -17,9 +17,12 @@ static const struct option {
 } options[] = {
     { "context-tokens", "u",  NULL,          offsetof(struct bus_options, context)      },
     { "deadline-usec",  "t",  "deadline_ms", 0                                          },
+    { "digest",         "s",  NULL,          offsetof(struct bus_options, digest)       },
     { "instructions",   "s",  NULL,          offsetof(struct bus_options, instructions) },
     { "language",       "s",  NULL,          offsetof(struct bus_options, language)     },
+    { "license",        "s",  NULL,          offsetof(struct bus_options, license)      },
     { "max-tokens",     "u",  "max_tokens",  0                                          },
+    { "mode",           "s",  NULL,          offsetof(struct bus_options, mode)         },
     { "model",          "s",  NULL,          offsetof(struct bus_options, model)        },
     { "overflow",       "s",  "overflow",    0                                          },
     { "priority",       "u",  "priority",    0                                          },

@@ -73,6 +73,16 @@ const struct registry *models_files(struct models *m) {
     return &m->files;
 }
 
+const char *models_folder(const struct models *m) {
+    return m->config->model ? NULL : m->config->model_dir;
+}
+
+void models_look(struct models *m) {
+    (void)models_files(m);
+    if (m->changed)
+        m->changed(m->changed_arg);
+}
+
 const char *models_default(const struct models *m) {
     if (m->config->default_model)
         return registry_find(&m->files, m->config->default_model) ? m->config->default_model : NULL;
@@ -469,6 +479,7 @@ int models_unload(struct models *m, const char *id, uint32_t *ret_n_job) {
 
 int models_remove(struct models *m, const char *id, struct why *why) {
     const struct registry_file *f = models_find(m, id);
+    int r;
 
     if (!f)
         return why_set(why, MODELS_NONE, "no model with the id %.100s", id);
@@ -476,7 +487,9 @@ int models_remove(struct models *m, const char *id, struct why *why) {
         return why_set(why, MODELS_UNAVAILABLE, "%.200s is served by itself", m->config->model);
     if (m->id && strcmp(m->id, id) == 0 && m->state != MODELS_FAILED)
         return why_set(why, MODELS_BUSY, "%.100s is loaded", id);
-    return err_up(registry_remove(f));
+    r = registry_remove(f);
+    models_look(m);
+    return err_up(r);
 }
 
 /* ---- memory ---- */

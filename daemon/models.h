@@ -62,6 +62,10 @@ const char *models_state_name(enum models_state state); /* "available", … */
 
 /* What there is now; borrowed until the next call of anything here. */
 const struct registry *models_files(struct models *m);
+/* The folder they are in; NULL: one file is served by itself. */
+const char *models_folder(const struct models *m);
+/* Somebody put a file there: look, and tell who watches. */
+void models_look(struct models *m);
 /* @id NULL: the resident one, else the default one. NULL: there is none. */
 const struct registry_file *models_find(struct models *m, const char *id);
 enum models_state models_state(const struct models *m, const char *id);

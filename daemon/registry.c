@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "daemon/origin.h"
 #include "daemon/registry.h"
 #include "engine/base/log.h"
 #include "engine/base/utf8.h"
@@ -152,6 +153,7 @@ int registry_remove(const struct registry_file *f) {
     unsigned n_part = 0;
     char part[4096];
 
+    origin_remove(f->path);
     if (!part_of(f->path, n_stem, &n_part))
         return unlink(f->path) < 0 ? err_new(-errno) : 0;
     for (unsigned i = n_part; i > 0; i--) { /* the one that makes it a model last */

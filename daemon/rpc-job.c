@@ -44,7 +44,7 @@ static void wait_progress(struct task_waiter *waiter) {
     wire_pack_notify(&p, "job.progress");
     msgpack_pack_map(&p, 4);
     rpc_pack_uint(&p, "id", w->task->id);
-    rpc_pack_str(&p, "stage", "loading");
+    rpc_pack_str(&p, "stage", tasks_stage_name(w->task->kind));
     rpc_pack_uint(&p, "done", w->task->done);
     rpc_pack_uint(&p, "total", w->task->total);
     channel_send(w->call.channel, &buf);

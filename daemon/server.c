@@ -191,6 +191,7 @@ struct server *server_free(struct server *s) {
     (void)power_free(s->power);
     session_deinit_all(&s->sessions);
     (void)residency_free(s->residency);
+    (void)import_free(s->imports);
     (void)models_free(s->models);
     (void)prefixes_free(s->prefixes);
     (void)errands_free(s->errands); /* jobs that ended with the models may have added some */
@@ -234,6 +235,8 @@ int server_new(struct server **ret_server, struct event_base *base, struct confi
         r = models_new(&s->models, base, s->tasks, config);
     if (!r)
         r = prefixes_new(&s->prefixes, s->models, config);
+    if (!r)
+        r = import_new(&s->imports, base, s->tasks, s->models);
     if (!r)
         r = residency_new(&s->residency, base, s->models, config);
     if (!r)

@@ -15,6 +15,7 @@
 #include "daemon/clock.h"
 #include "daemon/config.h"
 #include "daemon/errands.h"
+#include "daemon/import.h"
 #include "daemon/models.h"
 #include "daemon/power.h"
 #include "daemon/prefixes.h"
@@ -39,6 +40,7 @@ struct server {
     struct errands *errands;
     struct models *models;
     struct prefixes *prefixes;
+    struct imports *imports;
     struct account *account;
     struct work_list works; /* requests the engine has */
     struct residency *residency;

@@ -10,11 +10,19 @@ struct tasks {
     TAILQ_HEAD(, task) list; /* oldest first */
     uint32_t n;
     uint64_t last_number;
-    struct event *timer; /* when the first one that ended goes */
+    struct event *timer;   /* when the first one that ended goes */
+    tasks_watch_fn *watch; /* NULL: nobody does */
+    void *watch_arg;
 };
 
 const char *tasks_kind_name(enum task_kind kind) {
-    static const char *const names[] = { [TASK_LOAD] = "load" };
+    static const char *const names[] = { "load", "import", "verify" };
+
+    return names[kind];
+}
+
+const char *tasks_stage_name(enum task_kind kind) {
+    static const char *const names[] = { "loading", "importing", "verifying" };
 
     return names[kind];
 }
@@ -25,7 +33,18 @@ const char *tasks_state_name(enum task_state state) {
     return names[state];
 }
 
+static void tell(const struct task *t, enum tasks_event what) {
+    if (t->all->watch)
+        t->all->watch(t->all->watch_arg, t, what);
+}
+
+void tasks_watch(struct tasks *all, tasks_watch_fn *fn, void *arg) {
+    all->watch = fn;
+    all->watch_arg = arg;
+}
+
 static void forget(struct task *t) {
+    tell(t, TASKS_FORGOTTEN);
     TAILQ_REMOVE(&t->all->list, t, link);
     t->all->n--;
     free(t);
@@ -122,6 +141,7 @@ int tasks_begin(struct task **ret_task, struct tasks *all, enum task_kind kind, 
     LIST_INIT(&t->waiters);
     TAILQ_INSERT_TAIL(&all->list, t, link);
     all->n++;
+    tell(t, TASKS_BEGAN);
     *ret_task = t;
     return 0;
 }
@@ -133,6 +153,7 @@ void tasks_progress(struct task *t, uint64_t done, uint64_t total) {
     t->total = total;
     for (w = LIST_FIRST(&t->waiters); w; w = LIST_NEXT(w, link))
         w->progress(w);
+    tell(t, TASKS_ADVANCED);
 }
 
 void tasks_end(struct task *t, enum task_state state, const struct why *reason) {
@@ -149,6 +170,7 @@ void tasks_end(struct task *t, enum task_state state, const struct why *reason) 
         LIST_REMOVE(w, link);
         w->ended(w);
     }
+    tell(t, TASKS_ENDED);
     purge(t->all, TASK_MAX);
 }
 

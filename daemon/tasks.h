@@ -24,7 +24,7 @@ struct event_base;
 struct tasks;
 
 enum { TASK_KEEP_USEC = 60000000, TASK_MAX = 64 };
-enum task_kind { TASK_LOAD };
+enum task_kind { TASK_LOAD, TASK_IMPORT, TASK_VERIFY };
 enum task_state { TASK_RUNNING, TASK_DONE, TASK_FAILED, TASK_CANCELLED };
 
 struct task_waiter {
@@ -41,6 +41,7 @@ struct task {
     enum task_kind kind;
     enum task_state state;
     struct why reason; /* FAILED, CANCELLED */
+    int code;          /* FAILED: an RPC_* error, or 0: the model's; set before the end */
     char model[256];   /* its id: a file name at most */
     uid_t uid;         /* who started it */
     usec_t began_usec, ended_usec;
@@ -51,6 +52,7 @@ struct task {
 };
 
 const char *tasks_kind_name(enum task_kind kind);    /* "load", … */
+const char *tasks_stage_name(enum task_kind kind);   /* "loading", … */
 const char *tasks_state_name(enum task_state state); /* "running", … */
 
 /* ---- all there are ---- */
@@ -65,6 +67,11 @@ uint64_t tasks_number(struct tasks *all);
 /* NULL: there is none of that number, or no longer. */
 struct task *tasks_find(const struct tasks *all, uint64_t id);
 struct task *tasks_first(const struct tasks *all); /* the oldest; NULL: there are none */
+
+enum tasks_event { TASKS_BEGAN, TASKS_ADVANCED, TASKS_ENDED, TASKS_FORGOTTEN };
+typedef void tasks_watch_fn(void *arg, const struct task *t, enum tasks_event what);
+/* Call @fn for whatever happens to any of them; FORGOTTEN while it still is there. */
+void tasks_watch(struct tasks *all, tasks_watch_fn *fn, void *arg);
 
 /* ---- one ---- */
 

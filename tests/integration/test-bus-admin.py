@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface Admin of the real service: who may, as polkit says, and what happens then."""
+import hashlib
 import os
 import shutil
 import unittest
 
 import bus_rig
+import dbus
 import rig
 from bus_rig import Bus, BusError
 
 OTHER = "nobody"
+STD = "org.freedesktop.DBus.Error."
 METHODS = [("LoadModel", "sa{sv}", "tiny", 0), ("UnloadModel", "su", "tiny", 0), ("RemoveModel", "s", "tiny"),
-           ("SetUseCase", "ss", "language.test", ""), ("ListSessions", "a{sv}", 0), ("Reload",)]
+           ("VerifyModel", "s", "tiny"), ("SetUseCase", "ss", "language.test", ""), ("ListSessions", "a{sv}", 0), ("Reload",)]
 ACTION = {"ListSessions": "inspect-others"}
 
 
@@ -140,6 +143,81 @@ class Admin(unittest.TestCase):
             r.admin("RemoveModel", "s", "tiny")
         r.admin("RemoveModel", "s", "spare")
         self.assertEqual(os.listdir(r.models), ["tiny.gguf"])
+
+    def job(self, call):
+        """The end of the job that @call starts: its result, and the reason."""
+        n = int(call[0].rpartition("/")[2])
+        with self.r.moed.client() as c:
+            end = c.call("job.wait", id=n)
+        return end["result"], end.get("reason", "")
+
+    def give(self, path, model, conn=None, **opts):
+        with open(path, "rb") as f:
+            return [bus_rig.manager(conn or self.conn(), "Admin").ImportModel(dbus.types.UnixFd(f), model, bus_rig.options(**opts))]
+
+    def conn(self):
+        conn = self.r.bus.connect()
+        self.addCleanup(conn.close)
+        return conn
+
+    def home(self):
+        """A file that its owner alone may read, in a folder that only the owner enters."""
+        home = self.r.bus.dir / "home"
+        home.mkdir(mode=0o700)
+        path = home / "x.gguf"
+        shutil.copy(rig.make_model("tiny"), path)
+        path.chmod(0o600)
+        return path
+
+    def test_import(self):
+        path, models = self.home(), self.r.models
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        conn = self.r.bus.connect()
+        call = self.give(path, "given", conn, digest=digest, license="MIT")
+        conn.close()  # the job goes on
+        self.assertEqual(self.job(call), ("done", ""))
+        self.assertEqual((models / "given.gguf").read_bytes(), path.read_bytes())
+        self.assertEqual((models / "given.gguf.origin").read_text(), f"digest = {digest}\nlicense = MIT\n")
+        with self.r.moed.client() as c:
+            c.call("generate", model="given", prompt="x", max_tokens=2)
+        self.assertEqual(self.job(self.give(path, "linked", mode="reference")), ("done", ""))
+        self.assertTrue((models / "linked.gguf").is_symlink())
+        self.assertEqual(self.job(self.r.admin("VerifyModel", "s", "linked")), ("done", ""))
+        self.r.admin("RemoveModel", "s", "linked")
+        self.assertTrue(path.exists())
+        self.assertFalse([n for n in os.listdir(models) if "linked" in n])
+
+    def test_import_refused(self):
+        path, models = self.home(), self.r.models
+        before = sorted(os.listdir(models))
+        junk = path.parent / "junk"
+        junk.write_bytes(b"no model " * 1000)
+        name = bus_rig.NAME + ".Error."
+        for file, model, opts, error in ((path, "tiny", {}, STD + "InvalidArgs"), (path, "../x", {}, STD + "InvalidArgs"),
+                                         (path, ".x", {}, STD + "InvalidArgs"), (path, "", {}, STD + "InvalidArgs"),
+                                         (path, "x", {"mode": "move"}, STD + "InvalidArgs"),
+                                         (path, "x", {"digest": "12"}, STD + "InvalidArgs"),
+                                         (path, "x", {"license": "a\nb"}, STD + "InvalidArgs"),
+                                         ("/dev/null", "x", {}, STD + "InvalidArgs")):
+            self.assertEqual(bus_rig.error_of(lambda: self.give(file, model, **opts))[0], error, (model, opts))
+        result, reason = self.job(self.give(junk, "junk"))
+        self.assertEqual((result, reason != ""), ("failed", True))
+        result, reason = self.job(self.give(path, "other", digest="0" * 64))
+        self.assertEqual(result, "failed")
+        self.assertIn("its digest is", reason)
+        self.assertEqual(sorted(os.listdir(models)), before)
+        self.assertEqual(bus_rig.error_of(bus_rig.manager(self.conn(), "Admin").VerifyModel, "none")[0], name + "NoSuchModel")
+
+    def test_verify(self):
+        path = self.r.models / "spare.gguf"
+        self.assertEqual(self.job(self.r.admin("VerifyModel", "s", "spare")), ("done", ""))
+        self.assertEqual(self.job(self.r.admin("VerifyModel", "s", "spare")), ("done", ""))
+        with path.open("r+b") as f:
+            f.seek(-100, os.SEEK_END)
+            f.write(b"damage")
+        result, reason = self.job(self.r.admin("VerifyModel", "s", "spare"))
+        self.assertEqual(result, "failed")
+        self.assertIn("its digest is", reason)
 
     def test_use_cases(self):
         r = self.r

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * origin - what is known of a model's file beyond the file: its digest, its licence
+ *
+ * Kept beside the model as FILE.origin, lines "key = value" as in moed.conf. A file that is not
+ * there, or not readable, says nothing.
+ *
+ * Owner: any thread.
+ */
+
+#include "daemon/sha256.h"
+#include "engine/base/err.h"
+
+struct origin {
+    char digest[SHA256_TEXT]; /* "": not known */
+    char license[256];        /* likewise */
+};
+
+void origin_read(const char *model_path, struct origin *ret);
+/* Return: 0 or -errno. */
+int origin_write(const char *model_path, const struct origin *o);
+/* There may be none. */
+void origin_remove(const char *model_path);
