@@ -31,7 +31,7 @@ static const char *const standard[RPC_ERROR_N] = {
     [RPC_NO_SUCH_METHOD] = SD_BUS_ERROR_UNKNOWN_METHOD,
 };
 
-static void error_name(int code, char *buf, size_t n) {
+void bus_call_error_name(int code, char *buf, size_t n) {
     if (code <= 0 || code >= RPC_ERROR_N)
         code = RPC_INTERNAL;
     if (standard[code])
@@ -63,7 +63,7 @@ static void send_error(struct bus_call *c, int code, const char *message,
     char name[256], text[1024];
     int r;
 
-    error_name(code, name, sizeof name);
+    bus_call_error_name(code, name, sizeof name);
     (void)snprintf(text, sizeof text, "%s", message);
     add_numbers(data, text, sizeof text);
     r = sd_bus_reply_method_errorf(c->m, name, "%s", text);
@@ -380,7 +380,7 @@ int bus_call_new(struct bus *bus, sd_bus_message *m, const struct bus_gate *gate
     if (r < 0)
         return r;
     if (r) {
-        error_name(r, name, sizeof name);
+        bus_call_error_name(r, name, sizeof name);
         return sd_bus_error_setf(error, name, "%s", why.text);
     }
 

@@ -448,6 +448,7 @@ static const sd_bus_vtable vtable[] = {
     SD_BUS_METHOD_WITH_ARGS("Embed",
         SD_BUS_ARGS("as", texts, "a{sv}", options),
         SD_BUS_RESULT("aad", vectors, "a{sv}", info), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_SIGNAL_WITH_ARGS("JobRemoved", SD_BUS_ARGS("u", id, "o", job, "u", result), 0),
     SD_BUS_PROPERTY("Version", "s", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),
     SD_BUS_PROPERTY("ApiLevel", "u", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),
     SD_BUS_PROPERTY("Features", "as", on_get, 0, SD_BUS_VTABLE_PROPERTY_CONST),

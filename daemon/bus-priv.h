@@ -9,7 +9,7 @@
  *   bus-call.c     one call: from message to RPC request to reply
  *   bus-polkit.c   may this caller do that?
  *   bus-options.c  a{sv} to parameters, results to a{sv}
- *   bus-manager.c, bus-admin.c, bus-session.c  the interfaces
+ *   bus-manager.c, bus-admin.c, bus-session.c, bus-job.c, bus-model.c  the interfaces
  */
 
 #include <stdbool.h>
@@ -41,6 +41,7 @@ struct bus {
     struct bus_loop loop;
     sd_bus *sd; /* of loop */
     LIST_HEAD(, bus_peer) peers;
+    LIST_HEAD(, bus_model) models;
     uint32_t n_peer;
 };
 
@@ -141,6 +142,8 @@ int bus_call_ask(struct bus_call *c, struct channel *channel, const char *method
 void bus_call_known(struct bus_call *c);
 /* Reply with an error and end it. @data: the error's, or NULL. */
 void bus_call_fail(struct bus_call *c, int code, const char *message, const msgpack_object *data);
+/* What an RPC_* error is called on the bus. */
+void bus_call_error_name(int code, char *buf, size_t n);
 
 /* Ask polkit whether @c may do @c->action; then bus_call_allowed() or bus_call_denied(). */
 int bus_polkit_ask(struct bus_call *c);
@@ -194,6 +197,18 @@ void bus_session_close(struct bus_session *s);
 void bus_session_prune(struct bus_peer *peer);
 /* The use case of the session @id; NULL: none. */
 const char *bus_session_use_case(const struct bus *bus, uint64_t id);
+
+/* ---- jobs, models ---- */
+
+/* Tell of what happens to tasks, or no longer. */
+void bus_job_watch(struct bus *bus, bool watch);
+int bus_job_add(struct bus *bus);
+/* Compare the objects with the models there are, and tell the difference. */
+void bus_model_look(struct bus *bus);
+/* The digest of @id may be known now. */
+void bus_model_digest(struct bus *bus, const char *id);
+void bus_model_free_all(struct bus *bus);
+int bus_model_add(struct bus *bus);
 
 /* ---- interfaces ---- */
 

@@ -48,6 +48,14 @@ static int on_open(void *arg, sd_bus **ret_sd) {
         r = bus_admin_add(bus);
     if (r >= 0)
         r = bus_session_add(bus);
+    if (r >= 0)
+        r = bus_job_add(bus);
+    if (r >= 0)
+        r = bus_model_add(bus);
+    if (r >= 0)
+        r = sd_bus_add_object_manager(bus->sd, NULL, BUS_PATH);
+    if (r >= 0)
+        bus_model_look(bus);
     if (r >= 0) /* bit 2: do not queue for it */
         r = sd_bus_request_name_async(bus->sd, NULL, BUS_NAME, 4, on_name, bus);
     return r < 0 ? r : 0;
@@ -70,6 +78,8 @@ static void on_changed(void *arg) {
 
     if (bus->sd)
         bus_manager_changed(bus);
+    if (bus->sd)
+        bus_model_look(bus);
 }
 
 struct bus *bus_free(struct bus *bus) {
@@ -79,6 +89,7 @@ struct bus *bus_free(struct bus *bus) {
         return NULL;
 
     models_watch(bus->server->models, NULL, NULL);
+    bus_job_watch(bus, false);
     residency_watch(bus->server->residency, NULL, NULL);
     while ((peer = LIST_FIRST(&bus->peers))) {
         if (LIST_EMPTY(&peer->calls)) {
@@ -88,6 +99,7 @@ struct bus *bus_free(struct bus *bus) {
         bus_call_fail(LIST_FIRST(&peer->calls), RPC_SHUTTING_DOWN, "the service is stopping", NULL);
     }
     bus_loop_deinit(&bus->loop);
+    bus_model_free_all(bus);
     free(bus);
 
     return NULL;
@@ -107,7 +119,9 @@ int bus_new(struct bus **ret_bus, struct server *server) {
         return err_new(-ENOMEM);
     bus->server = server;
     LIST_INIT(&bus->peers);
+    LIST_INIT(&bus->models);
     models_watch(server->models, on_changed, bus);
+    bus_job_watch(bus, true);
     residency_watch(server->residency, on_changed, bus);
     r = bus_loop_init(&bus->loop, server->base, &ops, bus);
     if (r)

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import time
 import unittest
 
 import bus_rig
@@ -186,6 +187,77 @@ class Admin(unittest.TestCase):
         self.r.admin("RemoveModel", "s", "linked")
         self.assertTrue(path.exists())
         self.assertFalse([n for n in os.listdir(models) if "linked" in n])
+
+    def objects(self):
+        at = self.conn().get_object(bus_rig.NAME, bus_rig.PATH, introspect=False)
+        return {str(path).removeprefix(bus_rig.PATH): {str(k): dict(v) for k, v in found.items()} for path, found in
+                at.GetManagedObjects(dbus_interface="org.freedesktop.DBus.ObjectManager").items()}
+
+    def test_models(self):
+        signals = self.r.bus.listen()
+        found = self.objects()
+        self.assertEqual({p for p in found if p.startswith("/model")}, {"/model/spare", "/model/tiny"})
+        spare = found["/model/spare"][bus_rig.NAME + ".Model"]
+        path = self.r.models / "spare.gguf"
+        self.assertEqual((spare["Id"], spare["Size"], spare["Digest"]), ("spare", path.stat().st_size, ""))
+        self.assertEqual((spare["Architecture"], spare["Quantization"], spare["State"]), ("gemma4", "Q8_0", 0))
+        self.assertGreater(spare["ExpertCount"], spare["ExpertsUsed"])
+        self.assertGreater(spare["ContextMax"], 0)
+        self.assertEqual(self.r.bus.get("State", "Model", "/model/tiny"), 2)
+        self.assertGreater(self.r.bus.get("Resident", "Model", "/model/tiny"), 0)
+        self.assertLess(abs(self.r.bus.get("LoadedSince", "Model", "/model/tiny") / 1e6 - time.time()), 600)
+        self.r.admin("UnloadModel", "su", "tiny", 0)
+        self.assertEqual(self.r.bus.get("LoadedSince", "Model", "/model/tiny"), 0)
+        self.job(self.r.admin("VerifyModel", "s", "spare"))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        rig.until(lambda: self.r.bus.get("Digest", "Model", "/model/spare") == digest, "no digest")
+        self.r.admin("RemoveModel", "s", "spare")
+        self.assertNotIn("/model/spare", self.objects())
+        said = [(at.removeprefix(bus_rig.PATH), member, args) for at, _, member, args in signals()]
+        changed = {(at, k): v for at, member, args in said if member == "PropertiesChanged" for k, v in args[1].items()}
+        self.assertEqual(changed["/model/tiny", "State"], 0)
+        self.assertEqual(changed["/model/spare", "Digest"], digest)
+        gone = [args for at, member, args in said if member == "InterfacesRemoved" and args[0].endswith("/spare")]
+        self.assertEqual(len(gone), 1)
+        self.assertIn(bus_rig.NAME + ".Model", gone[0][1])
+
+    def test_jobs(self):
+        signals = self.r.bus.listen()
+        call = self.r.admin("VerifyModel", "s", "spare")
+        path = call[0].removeprefix(bus_rig.PATH)
+        self.assertIn(path, self.objects())
+        self.assertEqual(self.r.bus.call("Wait", interface="Job", path=path), [0])
+        self.assertEqual(self.r.bus.call("Wait", interface="Job", path=path), [0])  # at once, then
+        get = lambda name: self.r.bus.get(name, "Job", path)
+        size = (self.r.models / "spare.gguf").stat().st_size
+        self.assertEqual([get(n) for n in ("Kind", "State", "Progress", "Stage", "Bytes", "BytesTotal", "Error")],
+                         ["verify", 1, 1, "ended", size, size, ""])
+        self.r.bus.call("Cancel", interface="Job", path=path)  # of what has ended: nothing
+        self.assertEqual(get("State"), 1)
+        (self.r.models / "spare.gguf").write_bytes(b"no model")
+        failed = self.r.admin("VerifyModel", "s", "spare")[0].removeprefix(bus_rig.PATH)
+        self.assertEqual(self.r.bus.call("Wait", interface="Job", path=failed), [1])
+        self.assertEqual(self.r.bus.get("Error", "Job", failed), bus_rig.NAME + ".Error.Corrupt")
+        rig.until(lambda: len([s for s in signals() if s[2] == "JobRemoved"]) == 2, "not told of the end")
+        self.assertEqual([s[3] for s in signals() if s[2] == "JobRemoved"],
+                         [[int(p.rpartition("/")[2]), bus_rig.PATH + p, n] for p, n in ((path, 0), (failed, 1))])
+        self.assertIn(path, [s[3][0].removeprefix(bus_rig.PATH) for s in signals() if s[2] == "InterfacesAdded"])
+        name, _ = bus_rig.error_of(bus_rig.manager(self.conn(), "Job", "/job/999999").Wait)
+        self.assertEqual(name, STD + "UnknownObject")
+
+    def test_job_is_cancelled(self):
+        big = self.r.models / "big.gguf"  # a hole takes long to read
+        shutil.copy(rig.make_model("tiny"), big)
+        os.truncate(big, 8 << 30)
+        path = self.r.admin("VerifyModel", "s", "big")[0].removeprefix(bus_rig.PATH)
+        if os.geteuid() == 0:
+            with self.assertRaisesRegex(BusError, "Access denied"):
+                self.r.bus.call("Cancel", interface="Job", path=path, user=OTHER)
+        rig.until(lambda: self.r.bus.get("Bytes", "Job", path) > 0, "nothing is read")
+        self.assertEqual(self.r.bus.get("Stage", "Job", path), "verifying")
+        self.r.bus.call("Cancel", interface="Job", path=path)
+        self.assertEqual(self.r.bus.call("Wait", interface="Job", path=path), [2])
+        self.assertLess(self.r.bus.get("Progress", "Job", path), 1)
 
     def test_import_refused(self):
         path, models = self.home(), self.r.models
