@@ -73,8 +73,8 @@ static bool read_total(const struct source *s, uint64_t *ret_total) {
     return at && sscanf(at, "total=%" SCNu64, ret_total) == 1;
 }
 
-/* Was there as much stall as was asked for since the last sign? Of a trigger that is new, kernels may
- * take for its first window all the stall there ever was. */
+/* Was there as much stall as was asked for since the last sign? Of a trigger that is new, kernels
+ * may take for its first window all the stall there ever was. */
 static bool is_true(struct source *s) {
     uint64_t total;
 
