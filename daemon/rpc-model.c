@@ -124,6 +124,16 @@ int rpc_model_availability(struct rpc_call *c) {
 /* ---- show ---- */
 
 struct show {
+    struct errand errand; /* first */
+    struct channel_call call;
+    struct server *server;
+    char *id, *path;
+    uint64_t size;
+    bool tensors_too;
+
+    /* The errands', until it is done. */
+    int r; /* of engine_describe() */
+    struct why why;
     msgpack_sbuffer meta, tensors, template;
     msgpack_packer meta_pk, tensors_pk;
     uint32_t n_meta, n_tensor;
@@ -194,15 +204,12 @@ static void on_tensor(void *arg, const struct engine_tensor *t) {
     rpc_pack_uint(p, "bytes", t->bytes);
 }
 
-static void pack_show(struct rpc_call *c, const struct registry_file *f, const struct show *s) {
-    bool tensors = rpc_get_bool(c->params, "tensors");
-    msgpack_packer *p = &c->reply->result_pk;
-
-    msgpack_pack_map(p, 5u + s->has_template + tensors);
-    rpc_pack_str(p, "id", f->id);
-    rpc_pack_str(p, "path", f->path);
-    rpc_pack_uint(p, "size", f->size);
-    rpc_pack_str(p, "state", models_state_name(models_state(c->server->models, f->id)));
+static void pack_show(const struct show *s, msgpack_packer *p) {
+    msgpack_pack_map(p, 5u + s->has_template + s->tensors_too);
+    rpc_pack_str(p, "id", s->id);
+    rpc_pack_str(p, "path", s->path);
+    rpc_pack_uint(p, "size", s->size);
+    rpc_pack_str(p, "state", models_state_name(models_state(s->server->models, s->id)));
     wire_pack_str(p, "metadata");
     msgpack_pack_map(p, s->n_meta);
     (void)p->callback(p->data, s->meta.data, s->meta.size);
@@ -210,18 +217,85 @@ static void pack_show(struct rpc_call *c, const struct registry_file *f, const s
         wire_pack_str(p, "chat_template");
         pack_text(p, s->template.data, s->template.size);
     }
-    if (tensors) {
+    if (s->tensors_too) {
         wire_pack_str(p, "tensors");
         msgpack_pack_array(p, s->n_tensor);
         (void)p->callback(p->data, s->tensors.data, s->tensors.size);
     }
 }
 
-int rpc_model_show(struct rpc_call *c) {
+static struct show *show_free(struct show *s) {
+    if (!s)
+        return NULL;
+    msgpack_sbuffer_destroy(&s->meta);
+    msgpack_sbuffer_destroy(&s->tensors);
+    msgpack_sbuffer_destroy(&s->template);
+    free(s->id);
+    free(s->path);
+    free(s);
+    return NULL;
+}
+AUTO_DEFINE(struct show *, show_free)
+
+static void show_gone(struct channel_call *call) {
+    /* The errand is run; show_answer() will find nobody to answer. */
+}
+
+static void show_stop(struct channel_call *call, int code) {
+    struct rpc_reply reply;
+
+    rpc_reply_init(&reply);
+    channel_answer(call, &reply, code);
+    rpc_reply_deinit(&reply);
+}
+
+static const struct channel_call_ops show_ops = { show_gone, show_stop, NULL };
+
+/* Of a large model nobody has read yet, the directory alone may take seconds. */
+static void show_read(struct errand *errand) {
     static const struct engine_describe_ops ops = { on_meta, on_tensor };
+    struct show *s = (struct show *)errand;
+
+    s->r = engine_describe(s->path, &ops, s, &s->why);
+}
+
+static void show_answer(struct errand *errand) {
+    AUTO(show_free) struct show *s = (struct show *)errand;
+    struct rpc_reply reply;
+
+    if (!s->call.channel)
+        return;
+    rpc_reply_init(&reply);
+    reply.why = s->why;
+    if (!s->r)
+        pack_show(s, &reply.result_pk);
+    channel_answer(&s->call, &reply, s->r ? RPC_CORRUPT : 0);
+    rpc_reply_deinit(&reply);
+}
+
+static int show_new(struct rpc_call *c, const struct registry_file *f, struct show **ret_show) {
+    AUTO(show_free) struct show *s = calloc(1, sizeof *s);
+
+    if (!s)
+        return err_new(-ENOMEM);
+    msgpack_packer_init(&s->meta_pk, &s->meta, msgpack_sbuffer_write);
+    msgpack_packer_init(&s->tensors_pk, &s->tensors, msgpack_sbuffer_write);
+    s->errand = (struct errand){ show_read, show_answer };
+    s->server = c->server;
+    s->tensors_too = rpc_get_bool(c->params, "tensors");
+    s->size = f->size;
+    s->id = strdup(f->id);
+    s->path = strdup(f->path);
+    if (!s->id || !s->path)
+        return err_new(-ENOMEM);
+    *ret_show = take(s);
+    return 0;
+}
+
+int rpc_model_show(struct rpc_call *c) {
+    AUTO(show_free) struct show *s = NULL;
     AUTO(free) char *id = NULL;
     const struct registry_file *f;
-    struct show s = { 0 };
     int r;
 
     r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
@@ -231,15 +305,17 @@ int rpc_model_show(struct rpc_call *c) {
     if (!f)
         return no_such_model(c, id);
 
-    msgpack_packer_init(&s.meta_pk, &s.meta, msgpack_sbuffer_write);
-    msgpack_packer_init(&s.tensors_pk, &s.tensors, msgpack_sbuffer_write);
-    r = engine_describe(f->path, &ops, &s, &c->reply->why);
-    if (!r)
-        pack_show(c, f, &s);
-    msgpack_sbuffer_destroy(&s.meta);
-    msgpack_sbuffer_destroy(&s.tensors);
-    msgpack_sbuffer_destroy(&s.template);
-    return r ? RPC_CORRUPT : 0;
+    r = show_new(c, f, &s);
+    if (r)
+        return err_up(r);
+    if (errands_add(c->server->errands, &s->errand) == ERRANDS_FULL) {
+        msgpack_pack_map(&c->reply->data_pk, 2);
+        rpc_pack_uint(&c->reply->data_pk, "retry_after_ms", RETRY_LOADING_MS);
+        rpc_pack_uint(&c->reply->data_pk, "position", ERRANDS_MAX);
+        return why_set(&c->reply->why, RPC_BUSY, "%d files wait for the disk", ERRANDS_MAX);
+    }
+    channel_owe(c->channel, &take(s)->call, c->msgid, &show_ops);
+    return RPC_LATER;
 }
 
 /* ---- load, unload ---- */

@@ -76,7 +76,7 @@ const struct rpc_method rpc_methods[] = {
       "id:s? tensors:b?",
       "{id: str, path: str, size: uint, state: str, metadata: map, chat_template: str?, "
       "tensors: array?}",
-      "NoSuchModel Corrupt TooLarge", "", false, rpc_model_show },
+      "NoSuchModel Busy Corrupt TooLarge", "", false, rpc_model_show },
     { "model.unload", 1, 0,
       "id:s?",
       "{}",
