@@ -43,7 +43,7 @@ struct models {
     struct fdstore store; /* weights of the resident model, or of the last start's */
     usec_t idle_since;    /* when it was loaded or had its last work */
 
-    unsigned tidy; /* what engines are told once they are loaded, see engine_tidy() */
+    unsigned tidy; /* what the engine was told last, see engine_tidy() */
     bool closed;
     bool saving; /* power */
     enum engine_hold hold;
@@ -213,7 +213,7 @@ static void on_loaded(struct models *m) {
     keep_weights(m);
     m->state = MODELS_LOADED;
     m->idle_since = clock_usec();
-    engine_tidy(m->engine, m->tidy);
+    engine_tidy(m->engine, m->tidy & (ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK));
     log_info("models", "%s: loaded: %s, %s, %u tokens of context, weights %s", m->id, info->arch,
              info->quant, info->n_ctx,
              info->from_memory  ? "as the last start left them in memory"
@@ -501,7 +501,7 @@ usec_t models_idle_usec(const struct models *m) {
 }
 
 void models_tidy(struct models *m, unsigned what) {
-    m->tidy = what & (ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK);
+    m->tidy = what;
     if (m->engine && m->state == MODELS_LOADED)
         engine_tidy(m->engine, what);
 }
