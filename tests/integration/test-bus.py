@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real service on a message bus of its own: the interface Manager, callers, limits, errors."""
 import os
+import pathlib
+import re
 import socket
 import threading
 import unittest
@@ -443,6 +445,59 @@ class Limits(unittest.TestCase):
             moed.stop()
             t.join(20)
             self.assertIn(got[0], (f"{bus_rig.NAME}.Error.ShuttingDown", STD + "ServiceUnknown", STD + "NoReply"))
+            conn.close()
+
+
+class Errors(unittest.TestCase):
+    """Those that take a service of its own."""
+
+    def error(self, name):
+        return f"{bus_rig.NAME}.Error.{name}"
+
+    def test_documented_is_tested(self):
+        page = (bus_rig.BUILD / f"dbus/{bus_rig.NAME}.5").read_text()
+        text = page[page.index("Others begin with"):page.index("Numbers stand at the end")]
+        names = set(re.findall(r"^\.BR? ([A-Z][A-Za-z]+)(?: [,.])?$", text, re.M))
+        tests = pathlib.Path(__file__).parent
+        tested = "".join(p.read_text() for p in (tests / "test-bus.py", tests / "test-bus-admin.py"))
+        self.assertGreater(len(names), 9)
+        self.assertEqual({n for n in names if not re.search(rf'(error\(|Error\.|name \+ )"?{n}\b', tested)}, set())
+
+    def test_model_unavailable(self):
+        with Bus() as bus:
+            models = bus.dir / "models"
+            models.mkdir()
+            (models / "broken.gguf").write_bytes(b"no model " * 100)
+            with bus.moed(f"model-dir = {models}\npreload = no\n", model=None):
+                conn = bus.connect()
+                name, text = error_of(manager(conn).Respond, "x", options())
+                self.assertEqual(name, self.error("ModelUnavailable"))
+                self.assertIn("broken", text)
+                self.assertEqual(error_of(manager(conn).Respond, "x", options())[0], self.error("ModelUnavailable"))  # at once
+                state, details = manager(conn).GetAvailability("", options())
+                self.assertEqual((state, details["reason"]), (1, "load-failed"))
+                conn.close()
+
+    def test_insufficient_memory(self):
+        with Bus() as bus, bus.moed("oversize = no\nkv-bytes = 900T\npreload = no\n"):
+            conn = bus.connect()
+            for call in (lambda: manager(conn).Respond("x", options()), lambda: manager(conn, "Admin").LoadModel("tiny", options())):
+                name, text = error_of(call)
+                self.assertEqual(name, self.error("InsufficientMemory"))
+                self.assertRegex(text, r"\(need=\d+ have=\d+\)$")
+            conn.close()
+
+    def test_busy_and_quota_are_told_apart(self):
+        with Bus() as bus, bus.moed("user-jobs = 1\n") as moed:
+            conn = bus.connect()
+            session = manager(conn).OpenSession(options())
+            path, fd = session[0].removeprefix(bus_rig.PATH), session[1].take()
+            send(conn, "Respond", "go on", options())
+            with moed.client() as watch:
+                rig.until(lambda: running(watch) == 1, "nothing runs")
+            name, _ = error_of(manager(conn, "Session", path).Respond, "x", options())
+            self.assertEqual(name, self.error("Busy"))
+            os.close(fd)
             conn.close()
 
 
