@@ -41,3 +41,10 @@ void *arena_alloc(struct arena *a, size_t n, size_t size) {
     a->used = end;
     return a->base ? a->base + begin : (void *)(uintptr_t)ARENA_ALIGN;
 }
+
+size_t arena_seek(struct arena *a, size_t used) {
+    size_t at = a->used;
+
+    a->used = used;
+    return at;
+}

@@ -39,3 +39,7 @@ void arena_deinit(struct arena *a);
  * Return: ARENA_ALIGN-aligned and zeroed, not to be freed; NULL (and .failed) when it does not fit
  * or n * size overflows. A measuring arena returns an address that faults when it is used. */
 void *arena_alloc(struct arena *a, size_t n, size_t size);
+
+/* Go on behind the first @used bytes: what follows shares memory with the pieces that lay there,
+ * which nobody may need at the same time. Return: where the arena stood. */
+size_t arena_seek(struct arena *a, size_t used);

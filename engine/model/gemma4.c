@@ -6,47 +6,67 @@
 
 /* ---- memory of a step ---- */
 
+/* Forms of activations that any layer's matrices read. */
+struct forms {
+    unsigned in, o, down, moe, exp_down;
+};
+
+/* What attention alone has, and what feed-forward alone has, is in the same place: it is written
+ * and read inside the one or the other. */
+static void lay_out_branches(struct gemma4 *g, const struct gemma4_conf *c, uint32_t n,
+                             const struct forms *f, struct arena *a) {
+    size_t begin = a->used, end;
+
+    g->q = arena_alloc(a, n, c->n_q_max * sizeof *g->q);
+    g->k = arena_alloc(a, n, c->n_kv_max * sizeof *g->k);
+    g->v = arena_alloc(a, n, c->n_kv_max * sizeof *g->v);
+    ops_act_init(&g->attn, n, c->n_q_max, OPS_F32 | f->o, a);
+    end = arena_seek(a, begin);
+    ops_act_init(&g->dense, n, c->n_ff_max, OPS_F32 | f->down, a);
+    if (c->n_expert > 0) {
+        uint32_t n_slot = n * c->n_expert_used;
+
+        ops_act_init(&g->route_in, n, c->n_embd, OPS_F32, a);
+        ops_act_init(&g->moe_in, n, c->n_embd, OPS_F32 | f->moe, a);
+        ops_act_init(&g->slot_in, n_slot, c->n_embd, f->moe, a);
+        ops_act_init(&g->slot, n_slot, c->n_ff_exp, OPS_F32 | f->exp_down, a);
+    }
+    if (a->used < end)
+        (void)arena_seek(a, end);
+}
+
 static void lay_out(struct gemma4 *g, const struct model_options *opt, struct arena *a) {
     const struct gemma4_conf *c = &g->conf;
     uint32_t n = opt->n_batch, d = c->n_embd, k = c->n_expert_used;
-    uint32_t n_slot = n * k;
     struct attn_limits limits = {
         .n_batch = n,
         .n_ctx = opt->n_ctx ? opt->n_ctx : c->n_ctx,
         .n_group = c->n_group_max,
         .head_dim = c->head_dim > c->head_dim_sliding ? c->head_dim : c->head_dim_sliding,
     };
-    unsigned in = OPS_F32 | ops_form(opt->exact, &g->head), o = 0, down = 0, moe = 0, exp_down = 0;
+    struct forms f = { .in = OPS_F32 | ops_form(opt->exact, &g->head) };
 
     for (uint32_t i = 0; i < c->n_layer; i++) {
-        in |= g->layer[i].form_in | g->layer[i].form_ffn;
-        o |= g->layer[i].form_o;
-        down |= g->layer[i].form_down;
-        moe |= g->layer[i].form_moe;
-        exp_down |= g->layer[i].form_exp_down;
+        f.in |= g->layer[i].form_in | g->layer[i].form_ffn;
+        f.o |= g->layer[i].form_o;
+        f.down |= g->layer[i].form_down;
+        f.moe |= g->layer[i].form_moe;
+        f.exp_down |= g->layer[i].form_exp_down;
     }
     g->x = arena_alloc(a, n, d * sizeof *g->x);
     g->angle = arena_alloc(a, n, c->head_dim * sizeof *g->angle);
     g->angle_sliding = arena_alloc(a, n, c->head_dim_sliding * sizeof *g->angle);
-    g->q = arena_alloc(a, n, c->n_q_max * sizeof *g->q);
-    g->k = arena_alloc(a, n, c->n_kv_max * sizeof *g->k);
-    g->v = arena_alloc(a, n, c->n_kv_max * sizeof *g->v);
     g->y = arena_alloc(a, n, d * sizeof *g->y);
-    ops_act_init(&g->in, n, d, in, a);
-    ops_act_init(&g->attn, n, c->n_q_max, OPS_F32 | o, a);
+    ops_act_init(&g->in, n, d, f.in, a);
+    lay_out_branches(g, c, n, &f, a);
     attn_turn_init(&g->turn, g->freq, c->head_dim, a);
     attn_init(&g->at, &g->ops, &limits, a);
-    ops_act_init(&g->dense, n, c->n_ff_max, OPS_F32 | down, a);
     if (c->n_expert > 0) {
         g->moe = arena_alloc(a, n, d * sizeof *g->moe);
         g->route = arena_alloc(a, n, c->n_expert * sizeof *g->route);
         g->prob = arena_alloc(a, n, c->n_expert * sizeof *g->prob);
         g->exp_id = arena_alloc(a, n, k * sizeof *g->exp_id);
         g->exp_weight = arena_alloc(a, n, k * sizeof *g->exp_weight);
-        ops_act_init(&g->route_in, n, d, OPS_F32, a);
-        ops_act_init(&g->moe_in, n, d, OPS_F32 | moe, a);
-        ops_act_init(&g->slot_in, n_slot, d, moe, a);
-        ops_act_init(&g->slot, n_slot, c->n_ff_exp, OPS_F32 | exp_down, a);
         group_init(&g->group, c->n_expert, n, k, a);
         heat_init(&g->heat, c->n_layer, c->n_expert, k, a);
     }

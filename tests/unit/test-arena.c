@@ -136,6 +136,38 @@ static void test_mem(void **state) {
     mem_unmap(NULL, 1);
 }
 
+/* Pieces behind a seek lie where those before it did. */
+static void test_seek(void **state) {
+    struct arena a, size;
+    struct why why;
+
+    (void)state;
+    for (size_t n = 100; n <= 300; n += 200) { /* bytes of the second; the first has 200 */
+        uint8_t *begin, *one, *two;
+        size_t at;
+
+        arena_measure(&size);
+        (void)arena_alloc(&size, 1, 10);
+        at = size.used;
+        (void)arena_alloc(&size, 1, 200);
+        assert_int_equal(arena_seek(&size, at), ARENA_ALIGN + 256);
+        assert_int_equal(size.used, ARENA_ALIGN);
+        (void)arena_alloc(&size, 1, n);
+
+        assert_int_equal(arena_init(&a, ARENA_ALIGN + 320, &why), 0);
+        begin = arena_alloc(&a, 1, 10);
+        at = a.used;
+        one = arena_alloc(&a, 1, 200);
+        (void)arena_seek(&a, at);
+        two = arena_alloc(&a, 1, n);
+        assert_ptr_equal(one, begin + ARENA_ALIGN);
+        assert_ptr_equal(two, one);
+        assert_int_equal(a.used, size.used);
+        assert_false(a.failed);
+        arena_deinit(&a);
+    }
+}
+
 /* None before a page is written; then as many as the kernel gave, never more than there are. */
 static void test_mem_huge(void **state) {
     const size_t size = 4 * MEM_HUGE;
@@ -157,6 +189,7 @@ int main(void) {
         cmocka_unit_test(test_does_not_fit),
         cmocka_unit_test(test_overflow),
         cmocka_unit_test(test_too_big_says_how_big),
+        cmocka_unit_test(test_seek),
         cmocka_unit_test(test_mem),
         cmocka_unit_test(test_mem_huge),
     };
