@@ -165,13 +165,14 @@ static int load_slab(struct loader *l, const struct piece *p, size_t at, size_t 
     return 0;
 }
 
-/* What comes from the disk is checked. What is in the page cache was, when it came from there or
- * was written, and the image has not been written to since: checking it would take longer than all
- * else. */
+/* Mapped in by all threads, in large steps, and not page by page as the model's first step meets
+ * them. What comes from the disk is checked. What is in the page cache was, when it came from there
+ * or was written, and the image has not been written to since: checking it would take longer than
+ * all else. */
 static int load_image(struct loader *l, const struct piece *p, size_t at, size_t n) {
     uint64_t data_at;
     int fd = image_fd(l->w->image, &data_at);
-    bool cached = is_cached(fd, n, data_at + at);
+    bool good = l->w->memory || is_cached(fd, n, data_at + at);
     const uint8_t *to = l->w->base + at;
     int r;
 
@@ -180,7 +181,7 @@ static int load_image(struct loader *l, const struct piece *p, size_t at, size_t
     weights_prefer_any(l->w);
     if (r < 0)
         return err_up(r);
-    if (!cached && !image_slab_ok(l->w->image, at / IMAGE_SLAB, to, n))
+    if (!good && !image_slab_ok(l->w->image, at / IMAGE_SLAB, to, n))
         atomic_store(&l->damaged, true);
     return 0;
 }
@@ -274,7 +275,7 @@ static int plan_items(struct loader *l) {
     l->piece = calloc(gguf_n_tensor(g) + 1, sizeof *l->piece);
     if (!l->piece)
         return err_new(-ENOMEM);
-    if (l->w->mapped && !l->w->memory) /* what is in memory need not be read */
+    if (l->w->mapped)
         r = add_piece(l, &(struct piece){ .size = l->w->size, .step = IMAGE_SLAB });
     for (uint32_t i = 0; i < gguf_n_tensor(g) && r == 0; i++)
         if (gguf_tensor_at(g, i)->size && !(l->w->mapped && l->w->place[i].pack))
