@@ -358,6 +358,7 @@ class Portal(unittest.TestCase):
         other.conn.add_match_string(rule)
         self.moed.proc.send_signal(signal.SIGSTOP)
         p = self.c.respond(s, ask("How do I list files?"))
+        self.c.result(self.c.send("Introspect", "", handle=False, interface="org.freedesktop.DBus.Introspectable"))  # it is there
         for path, interface in (p.path, REQUEST), (s, SESSION):
             self.assertEqual(other.close_object(path, interface).error[0], STD + "AccessDenied")
         self.assertEqual(other.wait(other.respond(s, ask("x"))).error[0], STD + "AccessDenied")
