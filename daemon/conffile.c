@@ -134,7 +134,8 @@ static int dropins_scan(struct dropins *d, const char *root, const char *top, co
 
 int conffile_each(const char *root, const char *sub, conffile_file_fn *file, void *arg,
                   struct why *why) {
-    static const char *const tops[] = { "/etc", "/run", "/usr/lib" }; /* earlier masks later */
+    /* An earlier one masks a later one. */
+    static const char *const tops[] = { "/etc", "/run", "/usr/local/lib", "/usr/lib" };
     struct dropins *d = calloc(1, sizeof *d);
     int r = 0;
 

@@ -4,9 +4,9 @@
 /*
  * conffile - files of lines "key = value", and folders of them
  *
- * '#' and ';' begin a comment line. A folder NAME is {/etc,/run,/usr/lib}/moed/NAME: its *.conf
- * files are taken in the order of their names over all three, and of equal names /etc masks /run
- * masks /usr/lib, so a link to /dev/null takes a file out.
+ * '#' and ';' begin a comment line. A folder NAME is {/etc,/run,/usr/local/lib,/usr/lib}/moed/NAME:
+ * its *.conf files are taken in the order of their names over all of them, and of equal names that
+ * in an earlier one masks the others, so a link to /dev/null takes a file out.
  *
  * Owner: the daemon thread.
  */

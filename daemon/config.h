@@ -8,8 +8,8 @@
  * Read in this order, a later one wins:
  *
  *   /etc/moed/moed.conf
- *   *.conf of {/etc,/run,/usr/lib}/moed/moed.conf.d, sorted by file name over all three folders; of
- *   equal names /etc masks /run masks /usr/lib, so a link to /dev/null takes a file out
+ *   *.conf of {/etc,/run,/usr/local/lib,/usr/lib}/moed/moed.conf.d, sorted by file name over all
+ *   folders; of equal names an earlier one masks the others: a link to /dev/null takes a file out
  *   the command line
  *
  * An unknown key, a value out of range and a line that is neither are errors, named by file, line

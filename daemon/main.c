@@ -33,7 +33,7 @@ static const char usage[] =
     "  --ctx N            tokens of context (key context)\n"
     "  --threads N        worker threads (key threads)\n"
     "  --config FILE      read this file and no other; with a '-' before it, if it is there\n"
-    "  --config-root DIR  look for /etc, /run and /usr/lib below DIR\n"
+    "  --config-root DIR  look for /etc, /run and /usr below DIR\n"
     "  --check-config     print the values in force and where they come from\n"
     "  --describe         print the methods and the configuration keys\n"
     "  --api-info         print what server.info answers, as msgpack\n"

@@ -4,8 +4,8 @@
 /*
  * usecase - what an application asks for by purpose: the model and the words that go with it
  *
- * A use case is a file ID.conf of {/etc,/run,/usr/lib}/moed/use-cases.d, of equal names the first
- * masks the others, with lines "key = value" as in moed.conf:
+ * A use case is a file ID.conf of {/etc,/run,/usr/local/lib,/usr/lib}/moed/use-cases.d, of equal
+ * names the first masks the others, with lines "key = value" as in moed.conf:
  *
  *   model         id; absent: the default model
  *   instructions  what the model is told before anything else

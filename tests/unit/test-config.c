@@ -95,13 +95,15 @@ static void test_precedence(void **state) {
 
     put("/etc/moed/moed.conf", "context = 1\nqueue = 1\nbatch = 1\nthreads = 1\n");
     put("/usr/lib/moed/moed.conf.d/50-a.conf", "queue = 2\nbatch = 2\nthreads = 2\n");
+    put("/usr/lib/moed/moed.conf.d/80-d.conf", "threads = 6\n"); /* masked by /usr/local */
+    put("/usr/local/lib/moed/moed.conf.d/80-d.conf", "context = 6\n");
     put("/run/moed/moed.conf.d/40-b.conf", "queue = 3\n");           /* sorts before 50-a */
     put("/run/moed/moed.conf.d/60-c.conf", "batch = 4\n");           /* masked by /etc */
     put("/etc/moed/moed.conf.d/60-c.conf", "threads = 5\n");         /* sorts last */
     put("/etc/moed/moed.conf.d/70-d.txt", "threads = nonsense\n");   /* no .conf */
     put("/etc/moed/moed.conf.d/.80-e.conf", "threads = nonsense\n"); /* hidden */
     c = load();
-    assert_int_equal(c->context, 1);
+    assert_int_equal(c->context, 6);
     assert_int_equal(c->queue, 2);
     assert_int_equal(c->batch, 2);
     assert_int_equal(c->threads, 5);
