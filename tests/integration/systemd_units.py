@@ -24,6 +24,13 @@ class Installed(unittest.TestCase):
         out = run("systemd-analyze", "security", "--no-pager", "--threshold=10", "moed.service").stdout
         self.assertRegex(out, r"Overall exposure level for moed.service: 0\.\d SAFE")
 
+    def test_limits(self):
+        """What the manager made of the unit: memory may be locked, and the desktop outlives the model."""
+        want = {"OOMScoreAdjust": "300", "Slice": "system-moed.slice", "TasksMax": "2048", "LimitMEMLOCK": "infinity",
+                "CapabilityBoundingSet": "", "Type": "notify", "FileDescriptorStoreMax": "4"}
+        self.assertEqual(dict(zip(want, show(*want))), want)
+        self.assertRegex(show("BusName"), r"\.Moed1$")
+
     def test_user_and_folders(self):
         run("getent", "passwd", "moed")
         self.assertEqual(run("systemctl", "is-enabled", "moed.service", check=False).stdout.strip(), "indirect")

@@ -20,6 +20,9 @@ for kind in system user; do
             >"$dir/$kind/moe-openai.service"
         cp "$source/systemd/${sub}moe-openai.socket" "$dir/$kind/"
     }
+    portal=$build/client/portal/moed-portal.service
+    [ $kind = system ] || [ ! -f "$portal" ] ||
+        sed "s|^ExecStart=/.*|ExecStart=\"$moed\"|" "$portal" >"$dir/$kind/moed-portal.service"
     XDG_RUNTIME_DIR=$dir systemd-analyze --$kind --man=no verify "$dir/$kind"/*.service \
         "$dir/$kind"/*.socket >"$dir/said" 2>&1 || bad=1
     # Other units of the machine may be talked about; ours must not be.
@@ -40,6 +43,11 @@ done
 
 # What would break the service rather than protect it.
 if grep -E '^(PrivateUsers=yes|ProtectProc=invisible|RuntimeDirectory=)' "$dir/system/moed.service"; then
+    exit 1
+fi
+
+# It waits for nothing that it does not need.
+if grep -E '^(After|Wants|Requires)=' "$dir/system/moed.service" | grep -vx '[A-Z][a-z]*=moed.socket'; then
     exit 1
 fi
 
