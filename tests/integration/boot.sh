@@ -4,9 +4,9 @@
 # Boot a real systemd as process 1 of namespaces of its own, on an overlay of this machine's root, run
 # a command there, and leave nothing behind.
 #
-#   boot.sh TREE COMMAND [ARGUMENT]...
+#   boot.sh [-r ROOT] TREE COMMAND [ARGUMENT]...
 #
-# TREE is laid over the root before the boot. The command runs as root, beside that systemd; its exit
+# TREE is laid over the root, or over ROOT instead, before the boot. The command runs as root, beside that systemd; its exit
 # status is ours. 77: this machine cannot, with the reason.
 #
 # Only what the test brings and the journal and the bus are started. /tmp and /run are new, and the
@@ -34,7 +34,7 @@ enter() {
     mount -t tmpfs -o size=1g,mode=755 tmpfs "$work/fs" || cannot "no tmpfs may be mounted here"
     mkdir "$work/fs/upper" "$work/fs/work" "$work/fs/root"
     root=$work/fs/root
-    mount -t overlay -o "lowerdir=/,upperdir=$work/fs/upper,workdir=$work/fs/work" overlay "$root" ||
+    mount -t overlay -o "lowerdir=$lower,upperdir=$work/fs/upper,workdir=$work/fs/work" overlay "$root" ||
         cannot "no overlay of the root may be mounted here"
     mount -t proc -o nosuid,nodev,noexec proc "$root/proc"
     mount -t sysfs -o nosuid,nodev,noexec sysfs "$root/sys"
@@ -159,6 +159,11 @@ for tool in unshare nsenter pivot_root tar; do
 done
 unshare -m -p -u -i -n -C --fork true 2>/dev/null || skip "namespaces may not be made here"
 
+lower=/
+[ "$1" != -r ] || {
+    lower=$(readlink -f "$2")
+    shift 2
+}
 tree=$(readlink -f "$1")
 shift
 name=moed-test.$$ init='' pid='' controllers='' cgroups=()
@@ -179,7 +184,7 @@ for f in cpus mems; do # a new set is empty
         cat "/sys/fs/cgroup/cpuset/cpuset.$f" >"/sys/fs/cgroup/cpuset/$name/cpuset.$f"
 done
 
-export systemd work tree controllers
+export systemd work tree controllers lower
 export -f enter devices control_groups units
 (
     for g in "${cgroups[@]}"; do

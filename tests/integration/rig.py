@@ -197,6 +197,14 @@ def make_model(shape):
     return _models[shape][0]
 
 
+def install(build, meson, tree):
+    """What `meson install` puts anywhere, below @tree."""
+    done = subprocess.run([meson, "install", "-C", build, "--no-rebuild", "--destdir", tree], stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        sys.exit(done.stdout)
+
+
 def main(unittest):
     """test-NAME.py MOED [unittest arguments]"""
     global MOED

@@ -18,19 +18,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 INSIDE = "opt/moed-test"  # where the tests lie
 
 
-def install(build, meson, tree):
-    """What `meson install` puts anywhere, below @tree."""
-    done = subprocess.run([meson, "install", "-C", build, "--no-rebuild", "--destdir", tree], stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if done.returncode:
-        sys.exit(done.stdout)
-
-
 def main():
     build, meson, *args = sys.argv[1:]
     with tempfile.TemporaryDirectory(prefix="moed-tree-") as d:
         tree = pathlib.Path(d)
-        install(build, meson, tree)
+        rig.install(build, meson, tree)
         (tree / INSIDE).mkdir(parents=True)
         for f in [HERE / "rig.py", *HERE.glob("systemd_*.py"), *HERE.glob("slow_*.py")]:
             shutil.copy(f, tree / INSIDE)
