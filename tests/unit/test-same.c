@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /* The same answer: logits of a generation are the same bits alone and beside others, with its
- * prompt in one piece and in many, found in the cache and not, on one thread and on all, for every
- * weight format. Models come from tests/mk-model.py; MK_MODEL is the command. */
+ * prompt in one piece and in many, found in the cache, read from a file and neither, on one thread
+ * and on all, for every weight format; and with floats throughout, for a mix of all formats. Models
+ * come from tests/mk-model.py; MK_MODEL is the command. */
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -66,14 +68,15 @@ int __wrap_model_step(struct model *m, struct kvcache *kv, const struct model_ro
     return r;
 }
 
-static struct resident *resident_of(const char *path, enum quant_fmt kv_fmt, uint32_t n_batch,
-                                    uint32_t n_worker) {
+static struct resident *resident_of(const char *path, enum quant_fmt kv_fmt, bool exact,
+                                    uint32_t n_batch, uint32_t n_worker) {
     struct resident_options opt = { .path = path,
                                     .n_ctx = N_CTX,
                                     .n_batch = n_batch,
                                     .n_seq = N_SEQ,
                                     .n_keep = N_KEEP,
                                     .kv_fmt = kv_fmt,
+                                    .exact = exact,
                                     .n_worker = n_worker };
     struct why why = { "" };
     struct resident *r = NULL;
@@ -106,23 +109,43 @@ static void close_world(struct world *w) {
     ring_free(w->ring);
 }
 
-/* A prompt of @n tokens: the first N_SAME are those of all, the rest follow from @own. */
-static struct answered *add(struct world *w, uint32_t n, uint32_t own) {
-    struct answered *a = &w->of[w->n_job++];
-    struct job *j = job_new(JOB_GENERATE);
+static tok_t token(uint32_t i, uint32_t own) {
+    return (tok_t)((i < N_SAME ? 7 * i : 11 * i + own) % 900 + 20);
+}
 
-    assert_true(j && w->n_job <= N_SEQ);
-    for (uint32_t i = 0; i < n; i++)
-        assert_int_equal(
-            tok_list_push(&j->tok, (tok_t)((i < N_SAME ? 7 * i : 11 * i + own) % 900 + 20)), 0);
-    assert_int_equal(stop_new(&j->stop, NULL, 0), 0);
-    j->max_tokens = N_TOKEN;
-    j->sample.has = SAMPLE_TEMPERATURE; /* greedy */
-    j->ignore_end = true;
+static struct answered *add_job(struct world *w, struct job *j) {
+    struct answered *a = &w->of[w->n_job++];
+
+    assert_true(w->n_job <= N_SEQ);
     assert_true(job_prepare(j, w->res));
     *a = (struct answered){ .job = j };
     sched_add(w->s, j);
     return a;
+}
+
+/* Write a prompt to @fd, or read it. */
+static void add_file(struct world *w, enum job_kind kind, uint32_t n, int fd) {
+    struct job *j = job_new(kind);
+
+    assert_non_null(j);
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(tok_list_push(&j->tok, token(i, 0)), 0);
+    j->fd = dup(fd);
+    (void)add_job(w, j);
+}
+
+/* A prompt of @n tokens: the first N_SAME are those of all, the rest follow from @own. */
+static struct answered *add(struct world *w, uint32_t n, uint32_t own) {
+    struct job *j = job_new(JOB_GENERATE);
+
+    assert_non_null(j);
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(tok_list_push(&j->tok, token(i, own)), 0);
+    assert_int_equal(stop_new(&j->stop, NULL, 0), 0);
+    j->max_tokens = N_TOKEN;
+    j->sample.has = SAMPLE_TEMPERATURE; /* greedy */
+    j->ignore_end = true;
+    return add_job(w, j);
 }
 
 static void run(struct world *w) {
@@ -187,10 +210,39 @@ static void kept(struct resident *res, const struct answered want[2], const char
     assert_int_equal(w.of[1].job->result.n_cached, N_PROMPT - 1);
     assert_int_equal(w.of[2].job->result.n_cached, N_SAME);
     assert_int_equal(w.of[3].job->result.n_cached, N_PROMPT - 1);
+    for (uint32_t i = 4; i + 1 < N_SEQ; i++) /* and beside many, some of which begin with it */
+        (void)add(&w, 3 + 9 * i, i);
+    (void)add(&w, N_PROMPT, 0);
+    run(&w);
+    same(&w.of[N_SEQ - 1], &want[0], model, "with what is kept, beside many");
+    assert_int_equal(w.of[N_SEQ - 1].job->result.n_cached, N_PROMPT - 1);
     close_world(&w);
 }
 
-static void all_ways(const char *shape, const char *mix, enum quant_fmt kv_fmt) {
+/* What @from evaluated of the prompt goes to a file, and @to goes on from there. */
+static void from_file(struct resident *from, struct resident *to, const struct answered *want,
+                      const char *model) {
+    AUTO(close) int fd = memfd_create("same", MFD_CLOEXEC);
+    static struct world w;
+
+    open_world(&w, from, UINT64_MAX);
+    add_file(&w, JOB_SAVE, N_PROMPT - 5, fd);
+    run(&w);
+    assert_int_equal(w.of[0].job->result.end, JOB_END_STOP);
+    close_world(&w);
+
+    open_world(&w, to, UINT64_MAX);
+    add_file(&w, JOB_RESTORE, 0, fd);
+    run(&w);
+    assert_int_equal(w.of[0].job->result.end, JOB_END_STOP);
+    (void)add(&w, N_PROMPT, 0);
+    run(&w);
+    same(&w.of[1], want, model, "read from a file");
+    assert_int_equal(w.of[1].job->result.n_cached, N_PROMPT - 5);
+    close_world(&w);
+}
+
+static void all_ways(const char *shape, const char *mix, enum quant_fmt kv_fmt, bool exact) {
     struct resident *one, *many;
     struct answered want[2], a;
     char cmd[1024], path[256], model[64];
@@ -199,8 +251,8 @@ static void all_ways(const char *shape, const char *mix, enum quant_fmt kv_fmt) 
     snprintf(path, sizeof path, "%s/model.gguf", dir);
     snprintf(cmd, sizeof cmd, MK_MODEL " %s %s", model, path);
     assert_int_equal(system(cmd), 0);
-    one = resident_of(path, kv_fmt, N_PROMPT + N_SEQ, 1);
-    many = resident_of(path, kv_fmt, N_SEQ + 5, 0);
+    one = resident_of(path, kv_fmt, exact, N_PROMPT + N_SEQ, 1);
+    many = resident_of(path, kv_fmt, exact, N_SEQ + 5, 0);
 
     for (uint32_t i = 0; i < 2; i++)
         want[i] = alone(one, N_PROMPT, i);
@@ -212,6 +264,7 @@ static void all_ways(const char *shape, const char *mix, enum quant_fmt kv_fmt) 
     beside(one, N_SEQ - 1, &want[0], model);
     kept(one, want, model);
     kept(many, want, model);
+    from_file(one, many, &want[0], model);
     resident_free(one);
     resident_free(many);
     unlink(path);
@@ -225,7 +278,8 @@ static void each(const char *shape) {
     static const enum quant_fmt kv[] = { QUANT_F16, QUANT_F32, QUANT_Q8_0 };
 
     for (size_t i = 0; i < sizeof formats / sizeof *formats; i++)
-        all_ways(shape, formats[i], kv[i % 3]);
+        all_ways(shape, formats[i], kv[i % 3], false);
+    all_ways(shape, "mixed", QUANT_F16, true);
 }
 
 static void test_tiny(void **state) {
