@@ -429,7 +429,8 @@ INLINE void tile(struct form f, const uint8_t *w, const uint8_t *follow, size_t 
                  uint32_t n, struct acts a, uint32_t n_m, struct step (*keep)[N_G], bool zero,
                  float *y, size_t y_stride) {
     const uint32_t per_block = f.block / STEP, size = R * f.size / per_block;
-    const uint32_t share = n_m > 1 ? ((size + 63) / 64 + n_m - 1) / n_m * 64 : 64; /* to fetch */
+    const bool run = n_m == 1 && n_g == 1; /* of memory: see tall() */
+    const uint32_t share = run ? 64 : ((size + 63) / 64 + n_m - 1) / n_m * 64; /* to fetch */
     const bool raw = !keep && (n_m <= 2 || f.upper == UPPER_ODD);
     __m512 sum[N_G][N_TALL];
 
@@ -451,7 +452,7 @@ INLINE void tile(struct form f, const uint8_t *w, const uint8_t *follow, size_t 
             }
 #pragma GCC unroll 8
             for (uint32_t m = 0; m < n_m; m++) {
-                if (!keep && (n_m > 1 || (k + i) % 2 == 0))
+                if (!keep && (!run || (k + i) % 2 == 0))
                     fetch(ahead + i * size, group, n_g, m * share,
                           (m + 1) * share < size ? (m + 1) * share : size);
                 add_row(f, raw, i, u, n_g, a.q + m * a.q_stride, a.term + m * a.term_stride, sum,
@@ -463,9 +464,10 @@ INLINE void tile(struct form f, const uint8_t *w, const uint8_t *follow, size_t 
 }
 
 /* The same group by group. For many rows, since what two groups need does not fit the registers;
- * for one row, since the CPU's own prefetchers follow one run of memory best. They stop where a
- * page ends: a line now and then, more than a page ahead, has them begin the next in time, while
- * all lines would only take their place. */
+ * for one row of a format of small blocks, since the CPU's own prefetchers follow one run of memory
+ * best. They stop where a page ends: a line now and then, more than a page ahead, has them begin
+ * the next in time, while all lines would only take their place. Formats of large blocks compute
+ * more, and read slower so: Q6_K 20 GB/s, and 32 with two groups at once. */
 INLINE void tall(struct form f, const uint8_t *w, const uint8_t *follow, size_t group, uint32_t n_g,
                  uint32_t n, struct acts a, uint32_t n_m, bool zero, float *y, size_t y_stride) {
     for (uint32_t g = 0; g < n_g; g++, w += group, y += R)
@@ -635,7 +637,12 @@ INLINE void mul_groups(struct form f, const uint8_t *w, const uint8_t *follow, s
                        size_t y_stride) {
     // clang-format off
     switch (n_m) {
-    case 1: tall(f, w, follow, group, n_g, n, a, 1, zero, y, y_stride); break;
+    case 1:
+        if (f.block == 32)
+            tall(f, w, follow, group, n_g, n, a, 1, zero, y, y_stride);
+        else
+            tile(f, w, follow, group, n_g, n, a, 1, NULL, zero, y, y_stride);
+        break;
     case 2: tile(f, w, follow, group, n_g, n, a, 2, NULL, zero, y, y_stride); break;
     case 3: tile(f, w, follow, group, n_g, n, a, 3, NULL, zero, y, y_stride); break;
     case 4: tile(f, w, follow, group, n_g, n, a, 4, NULL, zero, y, y_stride); break;
