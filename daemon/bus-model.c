@@ -25,7 +25,7 @@ struct bus_model {
     char *file;
     struct timespec mtime;
     uint64_t size;
-    char arch[64], quant[32], license[256], digest[SHA256_TEXT];
+    char arch[64], quant[32], license[256], digest[ORIGIN_DIGEST];
     uint32_t n_ctx, n_expert, n_used;
     uint32_t state;        /* as the interface numbers it, when it was told */
     uint64_t loaded_since; /* by the clock; 0: it is not */

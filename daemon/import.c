@@ -3,6 +3,7 @@
 #include <event2/event.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <nettle/sha2.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
@@ -80,9 +81,10 @@ static int write_all(int fd, const uint8_t *p, size_t n) {
 }
 
 /* Read all of .fd, and write it to @to unless that is -1. */
-static int read_file(struct import *m, int to, char digest[SHA256_TEXT]) {
+static int read_file(struct import *m, int to, char digest[ORIGIN_DIGEST]) {
     AUTO(free) uint8_t *buf = malloc(CHUNK);
-    struct sha256 sum;
+    uint8_t sum256[SHA256_DIGEST_SIZE];
+    struct sha256_ctx sum;
     uint64_t at = 0;
     ssize_t n;
     int r = 0;
@@ -97,7 +99,7 @@ static int read_file(struct import *m, int to, char digest[SHA256_TEXT]) {
             continue;
         if (n < 0)
             return why_set(&m->why, RPC_INTERNAL, "the file cannot be read: %m");
-        sha256_add(&sum, buf, (size_t)n);
+        sha256_update(&sum, (size_t)n, buf);
         if (to >= 0)
             r = write_all(to, buf, (size_t)n);
         at += (uint64_t)n;
@@ -105,7 +107,9 @@ static int read_file(struct import *m, int to, char digest[SHA256_TEXT]) {
     }
     if (r)
         return why_set(&m->why, RPC_INTERNAL, "it cannot be written: %s", strerror(-r));
-    sha256_text(&sum, digest);
+    sha256_digest(&sum, sizeof sum256, sum256);
+    for (size_t i = 0; i < sizeof sum256; i++)
+        (void)snprintf(digest + 2 * i, 3, "%02x", sum256[i]);
     return 0;
 }
 
@@ -128,7 +132,7 @@ static int link_file(struct import *m) {
 }
 
 /* Bring the file to .new, and read it. */
-static int fetch(struct import *m, char digest[SHA256_TEXT]) {
+static int fetch(struct import *m, char digest[ORIGIN_DIGEST]) {
     AUTO(close) int to = -1;
     bool shared = false;
     int r = 0;
@@ -171,7 +175,7 @@ static int check(struct import *m, const char *path, const char *digest) {
 }
 
 static int import(struct import *m) {
-    char digest[SHA256_TEXT] = "";
+    char digest[ORIGIN_DIGEST] = "";
     int r;
 
     (void)unlink(m->new); /* of one that was interrupted */
@@ -193,7 +197,7 @@ static int import(struct import *m) {
 }
 
 static int verify(struct import *m) {
-    char digest[SHA256_TEXT];
+    char digest[ORIGIN_DIGEST];
     int r;
 
     m->fd = open(m->path, O_RDONLY | O_CLOEXEC);
@@ -314,9 +318,9 @@ static int check_id(const char *id, struct why *why) {
 static int check_words(const struct import_file *f, struct why *why) {
     const char *s = f->license ?: "", *d = f->digest;
 
-    if (d && (strlen(d) != SHA256_TEXT - 1 || strspn(d, "0123456789abcdef") != SHA256_TEXT - 1))
+    if (d && (strlen(d) != ORIGIN_DIGEST - 1 || strspn(d, "0123456789abcdef") != ORIGIN_DIGEST - 1))
         return why_set(why, IMPORT_BAD, "digest: not a SHA-256 in %d hexadecimal digits",
-                       SHA256_TEXT - 1);
+                       ORIGIN_DIGEST - 1);
     if (strlen(s) > 200 || !utf8_valid(s, strlen(s)) || strpbrk(s, "\r\n"))
         return why_set(why, IMPORT_BAD, "license: more than 200 bytes, or more than one line");
     return 0;

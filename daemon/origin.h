@@ -10,12 +10,13 @@
  * Owner: any thread.
  */
 
-#include "daemon/sha256.h"
 #include "engine/base/err.h"
 
+enum { ORIGIN_DIGEST = 64 + 1 /* a SHA-256 in hexadecimal, lower case, with a NUL */ };
+
 struct origin {
-    char digest[SHA256_TEXT]; /* "": not known */
-    char license[256];        /* likewise */
+    char digest[ORIGIN_DIGEST]; /* "": not known */
+    char license[256];          /* likewise */
 };
 
 void origin_read(const char *model_path, struct origin *ret);
