@@ -430,7 +430,8 @@ INLINE void tile(struct form f, const uint8_t *w, const uint8_t *follow, size_t 
                  float *y, size_t y_stride) {
     const uint32_t per_block = f.block / STEP, size = R * f.size / per_block;
     const bool run = n_m == 1 && n_g == 1; /* of memory: see tall() */
-    const uint32_t share = run ? 64 : ((size + 63) / 64 + n_m - 1) / n_m * 64; /* to fetch */
+    const uint32_t part = n_m ? ((size + 63) / 64 + n_m - 1) / n_m * 64 : 0;
+    const uint32_t share = run ? 64 : part; /* to fetch with each row */
     const bool raw = !keep && (n_m <= 2 || f.upper == UPPER_ODD);
     __m512 sum[N_G][N_TALL];
 
