@@ -76,7 +76,6 @@ void link_kick(struct bridge *b) {
 int link_refused(int r, struct fault *f) {
     switch (r) {
     case -EAGAIN:
-        f->retry_after_ms = 1000;
         (void)fault_set(f, 429, "rate_limit_error", "busy", NULL,
                         "as many requests as one connection to moed takes "
                         "are being answered");
