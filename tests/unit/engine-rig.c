@@ -263,3 +263,9 @@ struct engine *start_loaded(const struct engine_options *opt) {
     assert_true(s.loaded);
     return e;
 }
+
+int rig_teardown(void **state) {
+    shared = engine_free(shared);
+    free(scripted);
+    return 0;
+}

@@ -71,3 +71,5 @@ struct engine_request long_prompt(size_t n, uint32_t max_tokens);
 struct engine *start(const char *path, uint32_t n_queue);
 /* One with @opt, loaded. */
 struct engine *start_loaded(const struct engine_options *opt);
+/* Of a group: free @shared and @scripted. */
+int rig_teardown(void **state);

@@ -307,12 +307,6 @@ static int setup(void **state) {
     return 0;
 }
 
-static int teardown(void **state) {
-    shared = engine_free(shared);
-    free(scripted);
-    return 0;
-}
-
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_users_apart),  cmocka_unit_test(test_public),
@@ -327,5 +321,5 @@ int main(int argc, char **argv) {
     }
     model_path = argv[1];
     long_path = argv[2];
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, rig_teardown);
 }

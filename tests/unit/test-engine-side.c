@@ -113,11 +113,6 @@ static void test_side_pause(void **state) {
     script_clear();
 }
 
-static int teardown(void **state) {
-    free(scripted);
-    return 0;
-}
-
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_side_by_side),
@@ -129,5 +124,5 @@ int main(int argc, char **argv) {
         return 2;
     }
     model_path = argv[1];
-    return cmocka_run_group_tests(tests, NULL, teardown);
+    return cmocka_run_group_tests(tests, NULL, rig_teardown);
 }

@@ -406,11 +406,6 @@ static void test_forget_running(void **state) {
     assert_int_equal(n_cached(e, 1), 0);
 }
 
-static int teardown(void **state) {
-    free(scripted);
-    return 0;
-}
-
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_beat),         cmocka_unit_test(test_limit),
@@ -425,5 +420,5 @@ int main(int argc, char **argv) {
         return 2;
     }
     model_path = argv[1];
-    return cmocka_run_group_tests(tests, NULL, teardown);
+    return cmocka_run_group_tests(tests, NULL, rig_teardown);
 }

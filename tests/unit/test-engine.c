@@ -703,12 +703,6 @@ static int setup(void **state) {
     return s.loaded ? 0 : -1;
 }
 
-static int teardown(void **state) {
-    shared = engine_free(shared);
-    free(scripted);
-    return 0;
-}
-
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_load),          cmocka_unit_test(test_load_bound),
@@ -730,5 +724,5 @@ int main(int argc, char **argv) {
         return 2;
     }
     model_path = argv[1];
-    return cmocka_run_group_tests(tests, setup, teardown);
+    return cmocka_run_group_tests(tests, setup, rig_teardown);
 }
