@@ -393,9 +393,9 @@ class Limits(unittest.TestCase):
     def test_a_user_has_so_many_jobs(self):
         with Bus() as bus, bus.moed("user-jobs = 2\n") as moed:
             conn = bus.connect()
-            for _ in range(2):
-                send(conn, "Respond", "go on", options())
-            with moed.client() as watch:
+            with moed.client() as watch, moed.client() as c:
+                for _ in range(2):  # of the same user, and not to be ended by what the model draws
+                    c.send("generate", **rig.LONG)
                 rig.until(lambda: running(watch) == 2, "nothing runs")
                 name, text = error_of(manager(conn).Respond, "x", options())
             self.assertEqual(name, f"{bus_rig.NAME}.Error.Busy")
