@@ -265,7 +265,11 @@ struct engine *start_loaded(const struct engine_options *opt) {
 }
 
 int rig_teardown(void **state) {
-    shared = engine_free(shared);
     free(scripted);
     return 0;
+}
+
+int rig_teardown_shared(void **state) {
+    shared = engine_free(shared);
+    return rig_teardown(state);
 }

@@ -71,5 +71,7 @@ struct engine_request long_prompt(size_t n, uint32_t max_tokens);
 struct engine *start(const char *path, uint32_t n_queue);
 /* One with @opt, loaded. */
 struct engine *start_loaded(const struct engine_options *opt);
-/* Of a group: free @shared and @scripted. */
+/* Of a group whose tests end their own engines: free @scripted. */
 int rig_teardown(void **state);
+/* Of a group that shares one engine: end @shared, free @scripted. */
+int rig_teardown_shared(void **state);

@@ -321,5 +321,5 @@ int main(int argc, char **argv) {
     }
     model_path = argv[1];
     long_path = argv[2];
-    return cmocka_run_group_tests(tests, setup, rig_teardown);
+    return cmocka_run_group_tests(tests, setup, rig_teardown_shared);
 }

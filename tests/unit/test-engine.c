@@ -724,5 +724,5 @@ int main(int argc, char **argv) {
         return 2;
     }
     model_path = argv[1];
-    return cmocka_run_group_tests(tests, setup, rig_teardown);
+    return cmocka_run_group_tests(tests, setup, rig_teardown_shared);
 }
