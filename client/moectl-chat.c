@@ -290,16 +290,13 @@ int verb_chat(struct ctl *c) {
 /* -- sessions ---------------------------------------------------------------------------------- */
 
 static void put_session(const struct ctl *c, const struct moe_value *s) {
-    const char *model = moe_str(moe_get(s, "model"));
-
-    (void)printf("%7ju  ", (uintmax_t)moe_uint(moe_get(s, "session")));
+    (void)printf("%7ju  ", (uintmax_t)ctl_uint(s, "session"));
     if (c->all)
-        (void)printf("%10ju  ", (uintmax_t)moe_uint(moe_get(s, "user")));
-    (void)printf("%8ju  %10s  %-12s  ", (uintmax_t)moe_uint(moe_get(s, "messages")),
-                 ctl_bytes(moe_uint(moe_get(s, "bytes"))),
-                 moe_bool(moe_get(s, "busy")) ? "answers"
-                                              : ctl_span(moe_uint(moe_get(s, "idle_us"))));
-    ctl_put(stdout, c->out_tty, model ? model : "", model ? strlen(model) : 0);
+        (void)printf("%10ju  ", (uintmax_t)ctl_uint(s, "user"));
+    (void)printf("%8ju  %10s  %-12s  ", (uintmax_t)ctl_uint(s, "messages"),
+                 ctl_bytes(ctl_uint(s, "bytes")),
+                 moe_bool(moe_get(s, "busy")) ? "answers" : ctl_span(ctl_uint(s, "idle_us")));
+    ctl_puts(c, ctl_str(s, "model"));
     (void)putchar('\n');
 }
 

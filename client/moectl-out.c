@@ -51,7 +51,19 @@ void ctl_put(FILE *file, bool tty, const char *s, size_t n) {
     (void)fwrite(s + from, 1, n - from, file);
 }
 
-static json_object *to_json(const struct moe_value *v);
+void ctl_puts(const struct ctl *c, const char *s) {
+    ctl_put(stdout, c->out_tty, s, strlen(s));
+}
+
+const char *ctl_str(const struct moe_value *v, const char *key) {
+    const char *s = moe_str(moe_get(v, key));
+
+    return s ? s : "";
+}
+
+uint64_t ctl_uint(const struct moe_value *v, const char *key) {
+    return moe_uint(moe_get(v, key));
+}
 
 static json_object *to_json_map(const struct moe_value *v) {
     json_object *o = json_object_new_object();
@@ -62,7 +74,7 @@ static json_object *to_json_map(const struct moe_value *v) {
 
         (void)snprintf(number, sizeof number, "%jd", (intmax_t)moe_int(key));
         (void)json_object_object_add(o, moe_str(key) ? moe_str(key) : number,
-                                     to_json(moe_at(v, i)));
+                                     ctl_to_json(moe_at(v, i)));
     }
 
     return o;
@@ -73,13 +85,13 @@ static json_object *to_json_list(const struct moe_value *v) {
     json_object *o = json_object_new_array();
 
     for (size_t i = 0; i < moe_size(v); i++)
-        (void)json_object_array_add(o,
-                                    bytes ? json_object_new_int(bytes[i]) : to_json(moe_at(v, i)));
+        (void)json_object_array_add(o, bytes ? json_object_new_int(bytes[i])
+                                             : ctl_to_json(moe_at(v, i)));
 
     return o;
 }
 
-static json_object *to_json(const struct moe_value *v) {
+json_object *ctl_to_json(const struct moe_value *v) {
     switch (moe_type(v)) {
     case MOE_BOOL:
         return json_object_new_boolean(moe_bool(v));
@@ -100,13 +112,16 @@ static json_object *to_json(const struct moe_value *v) {
     }
 }
 
-void ctl_put_json(const struct ctl *c, const struct moe_value *v) {
+void ctl_put_object(const struct ctl *c, json_object *o) {
     int flags = JSON_C_TO_STRING_NOSLASHESCAPE |
                 (c->json == JSON_PRETTY ? JSON_C_TO_STRING_PRETTY : JSON_C_TO_STRING_PLAIN);
-    json_object *o = to_json(v);
 
     (void)printf("%s\n", json_object_to_json_string_ext(o, flags));
     json_object_put(o);
+}
+
+void ctl_put_json(const struct ctl *c, const struct moe_value *v) {
+    ctl_put_object(c, ctl_to_json(v));
 }
 
 static char *scratch(void) {

@@ -7,7 +7,10 @@
 
 #include "client/moectl.h"
 
-enum { CANCEL_USEC = 2000000 }; /* for the service to say how far it came */
+enum {
+    CANCEL_USEC = 2000000,  /* for the service to say how far it came */
+    ANSWER_USEC = 10000000, /* for what it knows by heart */
+};
 
 static void dim(const struct ctl *c, bool on) {
     if (c->colour)
@@ -127,23 +130,18 @@ int ctl_ask(struct ctl_answer *a, const uint64_t *session) {
     return a->code;
 }
 
-int verb_run(struct ctl *c) {
+/* Answer one prompt, which the arguments from @first on begin. @use_case: or NULL */
+static int answer(struct ctl *c, size_t first, const char *use_case) {
+    struct moe_map *more = use_case ? moe_map_new() : NULL;
     struct ctl_answer a = { .c = c };
     struct ctl_text prompt = { 0 };
     struct moe_message messages[2];
     size_t n = 0;
     int r;
 
-    if (c->raw && c->system)
-        return ctl_complain(EXIT_USAGE,
-                            "--raw is a prompt as it is: there is no place for --system");
-    if (c->special && !c->raw)
-        return ctl_complain(EXIT_USAGE, "--special needs --raw: in messages no text is special");
-    r = ctl_read_input(c, &prompt);
+    r = ctl_read_prompt(c, first, &prompt);
     if (!r)
         r = ctl_connect(c);
-    if (!r && strlen(prompt.p) != prompt.n)
-        r = ctl_complain(EXIT_FAILED, "the prompt has a NUL byte in it, and so is no text");
     if (!r) {
         if (c->system)
             messages[n++] = (struct moe_message){ "system", c->system };
@@ -151,10 +149,77 @@ int verb_run(struct ctl *c) {
         c->generate.prompt = c->raw ? prompt.p : NULL;
         c->generate.messages = c->raw ? NULL : messages;
         c->generate.n_messages = n;
-        r = ctl_ask(&a, NULL);
+        moe_map_str(more, "use_case", use_case);
+        if (c->language)
+            moe_map_str(more, "language", c->language);
+        c->generate.more = more;
+        r = use_case && !more ? ctl_complain(EXIT_FAILED, "out of memory") : ctl_ask(&a, NULL);
     }
     free(a.text.p);
     free(prompt.p);
+    moe_map_free(more);
 
     return r;
+}
+
+int verb_ask(struct ctl *c) {
+    return answer(c, 0, NULL);
+}
+
+int verb_run(struct ctl *c) {
+    if (c->raw && c->system)
+        return ctl_complain(EXIT_USAGE,
+                            "--raw is a prompt as it is: there is no place for --system");
+    if (c->special && !c->raw)
+        return ctl_complain(EXIT_USAGE, "--special needs --raw: in messages no text is special");
+
+    return answer(c, 0, NULL);
+}
+
+int verb_summarize(struct ctl *c) {
+    return answer(c, 0, "language.summarize");
+}
+
+int verb_rephrase(struct ctl *c) {
+    return answer(c, 0, "language.rephrase");
+}
+
+int verb_translate(struct ctl *c) {
+    return answer(c, 0, "language.translate");
+}
+
+static int list_use_cases(struct ctl *c) {
+    const struct moe_value *v, *cases;
+    int width = 0, r;
+
+    r = ctl_connect(c);
+    if (!r)
+        r = ctl_call(c, "usecase.list", NULL, ANSWER_USEC, &v);
+    if (r)
+        return r;
+    if (c->json) {
+        ctl_put_json(c, v);
+        return EXIT_OK;
+    }
+
+    cases = moe_get(v, "use_cases");
+    for (size_t i = 0; i < moe_size(cases); i++) {
+        int n = (int)strlen(ctl_str(moe_at(cases, i), "id"));
+
+        width = n > width && n < 60 ? n : width;
+    }
+    for (size_t i = 0; i < moe_size(cases); i++) {
+        const char *id = ctl_str(moe_at(cases, i), "id"),
+                   *model = ctl_str(moe_at(cases, i), "model");
+
+        ctl_puts(c, id);
+        (void)printf("%*s  ", width - (int)strlen(id), "");
+        ctl_puts(c, *model ? model : "the default model");
+        (void)putchar('\n');
+    }
+    return EXIT_OK;
+}
+
+int verb_use_case(struct ctl *c) {
+    return c->n_args ? answer(c, 1, c->args[0]) : list_use_cases(c);
 }

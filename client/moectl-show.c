@@ -12,28 +12,13 @@ enum {
     POLL_USEC = 250000,    /* wait: between two looks */
 };
 
-static const char *text_of(const struct moe_value *v, const char *key) {
-    const char *s = moe_str(moe_get(v, key));
-
-    return s ? s : "";
-}
-
-static uint64_t uint_of(const struct moe_value *v, const char *key) {
-    return moe_uint(moe_get(v, key));
-}
-
-/* Text of the service in our own lines. */
-static void put(const struct ctl *c, const char *s) {
-    ctl_put(stdout, c->out_tty, s, strlen(s));
-}
-
 static void put_label(const char *label) {
     (void)printf("%12s: ", label);
 }
 
 static void put_row(const struct ctl *c, const char *label, const char *s) {
     put_label(label);
-    put(c, s);
+    ctl_puts(c, s);
     (void)putchar('\n');
 }
 
@@ -83,7 +68,7 @@ static int call_plain(struct ctl *c, const char *method, const struct moe_value 
 static void put_value(const struct ctl *c, const struct moe_value *v) {
     switch (moe_type(v)) {
     case MOE_STR:
-        put(c, moe_str(v));
+        ctl_puts(c, moe_str(v));
         break;
     case MOE_INT:
         if (moe_int(v) < 0)
@@ -113,19 +98,19 @@ static void put_pressure(const struct ctl *c, const struct moe_value *status) {
     const struct moe_value *pressure = moe_get(status, "pressure");
 
     put_label("Residency");
-    put(c, text_of(status, "residency"));
-    if (uint_of(pressure, "level"))
-        (void)printf(", memory is short: step %ju of %ju", (uintmax_t)uint_of(pressure, "level"),
-                     (uintmax_t)uint_of(pressure, "max"));
+    ctl_puts(c, ctl_str(status, "residency"));
+    if (ctl_uint(pressure, "level"))
+        (void)printf(", memory is short: step %ju of %ju", (uintmax_t)ctl_uint(pressure, "level"),
+                     (uintmax_t)ctl_uint(pressure, "max"));
     (void)fputs("\n", stdout);
 }
 
 /* What is done to save power, or before the machine sleeps; nothing is said when nothing is. */
 static void put_power(const struct ctl *c, const struct moe_value *power) {
-    if (!uint_of(power, "level"))
+    if (!ctl_uint(power, "level"))
         return;
     put_label("Power");
-    if (uint_of(power, "level") == 1)
+    if (ctl_uint(power, "level") == 1)
         (void)printf("%s, requests of background wait\n",
                      moe_bool(moe_get(power, "saver")) ? "the power saver is on" : "on battery");
     else
@@ -135,9 +120,9 @@ static void put_power(const struct ctl *c, const struct moe_value *power) {
 /* What is kept of prompts and answers, and what that was good for. */
 static void put_prefixes(const struct moe_value *v) {
     (void)printf("%12s: %ju, %ju of them public, in %s; %ju hits saved %ju tokens\n", "Kept",
-                 (uintmax_t)uint_of(v, "kept"), (uintmax_t)uint_of(v, "public"),
-                 ctl_bytes(uint_of(v, "bytes")), (uintmax_t)uint_of(v, "hits"),
-                 (uintmax_t)uint_of(v, "saved"));
+                 (uintmax_t)ctl_uint(v, "kept"), (uintmax_t)ctl_uint(v, "public"),
+                 ctl_bytes(ctl_uint(v, "bytes")), (uintmax_t)ctl_uint(v, "hits"),
+                 (uintmax_t)ctl_uint(v, "saved"));
 }
 
 int verb_status(struct ctl *c) {
@@ -151,35 +136,35 @@ int verb_status(struct ctl *c) {
     queue = moe_get(v, "queue");
     tokens = moe_get(v, "tokens");
 
-    put_row(c, "State", text_of(v, "state"));
+    put_row(c, "State", ctl_str(v, "state"));
     if (moe_get(v, "reason"))
-        put_row(c, "Reason", text_of(v, "reason"));
+        put_row(c, "Reason", ctl_str(v, "reason"));
     if (moe_get(v, "model"))
-        put_row(c, "Model", text_of(v, "model"));
+        put_row(c, "Model", ctl_str(v, "model"));
     if (moe_get(v, "progress"))
         (void)printf("%12s: %.0f %%\n", "Loaded", 100 * moe_float(moe_get(v, "progress")));
     put_label("Service");
-    put(c, text_of(v, "version"));
-    (void)printf(", process %ju, up %s\n", (uintmax_t)uint_of(v, "pid"),
-                 ctl_span(uint_of(v, "uptime_us")));
-    (void)printf("%12s: %s", "Memory", ctl_bytes(uint_of(memory, "resident")));
-    (void)printf(" (weights %s, context %s)\n", ctl_bytes(uint_of(memory, "weights")),
-                 ctl_bytes(uint_of(memory, "kv")));
+    ctl_puts(c, ctl_str(v, "version"));
+    (void)printf(", process %ju, up %s\n", (uintmax_t)ctl_uint(v, "pid"),
+                 ctl_span(ctl_uint(v, "uptime_us")));
+    (void)printf("%12s: %s", "Memory", ctl_bytes(ctl_uint(memory, "resident")));
+    (void)printf(" (weights %s, context %s)\n", ctl_bytes(ctl_uint(memory, "weights")),
+                 ctl_bytes(ctl_uint(memory, "kv")));
     if (moe_get(v, "weights"))
-        (void)printf("%12s: from the model's %s\n", "Weights", text_of(v, "weights"));
+        (void)printf("%12s: from the model's %s\n", "Weights", ctl_str(v, "weights"));
     if (moe_get(v, "pressure"))
         put_pressure(c, v);
     put_power(c, moe_get(v, "power"));
-    (void)printf("%12s: %ju, ", "Threads", (uintmax_t)uint_of(v, "threads"));
-    put(c, text_of(v, "tier"));
+    (void)printf("%12s: %ju, ", "Threads", (uintmax_t)ctl_uint(v, "threads"));
+    ctl_puts(c, ctl_str(v, "tier"));
     if (moe_size(moe_get(v, "shards")) > 1)
         (void)printf(", %zu shards", moe_size(moe_get(v, "shards")));
     (void)printf("\n%12s: %ju running, %ju waiting, %ju at most\n", "Queue",
-                 (uintmax_t)uint_of(queue, "running"), (uintmax_t)uint_of(queue, "waiting"),
-                 (uintmax_t)uint_of(queue, "max"));
-    (void)printf("%12s: %ju\n", "Connections", (uintmax_t)uint_of(v, "connections"));
-    (void)printf("%12s: %ju read, %ju generated\n", "Tokens", (uintmax_t)uint_of(tokens, "prompt"),
-                 (uintmax_t)uint_of(tokens, "generated"));
+                 (uintmax_t)ctl_uint(queue, "running"), (uintmax_t)ctl_uint(queue, "waiting"),
+                 (uintmax_t)ctl_uint(queue, "max"));
+    (void)printf("%12s: %ju\n", "Connections", (uintmax_t)ctl_uint(v, "connections"));
+    (void)printf("%12s: %ju read, %ju generated\n", "Tokens", (uintmax_t)ctl_uint(tokens, "prompt"),
+                 (uintmax_t)ctl_uint(tokens, "generated"));
     if (moe_get(v, "prefixes"))
         put_prefixes(moe_get(v, "prefixes"));
     return EXIT_OK;
@@ -209,8 +194,8 @@ int verb_topology(struct ctl *c) {
     for (size_t i = 0; i < moe_size(shards); i++) {
         const struct moe_value *s = moe_at(shards, i), *cpus = moe_get(s, "cpus");
 
-        (void)printf("%5zu  %4ju  %7zu  %10s  ", i, (uintmax_t)uint_of(s, "node"), moe_size(cpus),
-                     ctl_bytes(uint_of(s, "bytes")));
+        (void)printf("%5zu  %4ju  %7zu  %10s  ", i, (uintmax_t)ctl_uint(s, "node"), moe_size(cpus),
+                     ctl_bytes(ctl_uint(s, "bytes")));
         put_value(c, cpus);
         (void)putchar('\n');
     }
@@ -235,10 +220,10 @@ int verb_list(struct ctl *c) {
     for (size_t i = 0; i < moe_size(models); i++) {
         const struct moe_value *m = moe_at(models, i);
 
-        put(c, text_of(m, "id"));
+        ctl_puts(c, ctl_str(m, "id"));
         (void)printf("%*s  %-9s  %10s  ", width - (int)moe_size(moe_get(m, "id")), "",
-                     text_of(m, "state"), ctl_bytes(uint_of(m, "size")));
-        put(c, text_of(m, "path"));
+                     ctl_str(m, "state"), ctl_bytes(ctl_uint(m, "size")));
+        ctl_puts(c, ctl_str(m, "path"));
         (void)puts(moe_bool(moe_get(m, "default")) ? "  (default)" : "");
     }
 
@@ -249,8 +234,8 @@ static void put_tensors(const struct ctl *c, const struct moe_value *tensors) {
     for (size_t i = 0; i < moe_size(tensors); i++) {
         const struct moe_value *t = moe_at(tensors, i), *shape = moe_get(t, "shape");
 
-        (void)printf("%-7s %10s  ", text_of(t, "type"), ctl_bytes(uint_of(t, "bytes")));
-        put(c, text_of(t, "name"));
+        (void)printf("%-7s %10s  ", ctl_str(t, "type"), ctl_bytes(ctl_uint(t, "bytes")));
+        ctl_puts(c, ctl_str(t, "name"));
         (void)fputs("  [", stdout);
         put_value(c, shape);
         (void)puts("]");
@@ -279,10 +264,10 @@ int verb_show(struct ctl *c) {
     }
 
     metadata = moe_get(v, "metadata");
-    put_row(c, "Model", text_of(v, "id"));
-    put_row(c, "File", text_of(v, "path"));
-    put_row(c, "Size", ctl_bytes(uint_of(v, "size")));
-    put_row(c, "State", text_of(v, "state"));
+    put_row(c, "Model", ctl_str(v, "id"));
+    put_row(c, "File", ctl_str(v, "path"));
+    put_row(c, "Size", ctl_bytes(ctl_uint(v, "size")));
+    put_row(c, "State", ctl_str(v, "state"));
     if (moe_get(v, "chat_template"))
         (void)printf("%12s: %zu bytes\n", "Template", moe_size(moe_get(v, "chat_template")));
     for (size_t i = 0; i < moe_size(metadata); i++) {
@@ -301,8 +286,8 @@ static void on_job_progress(struct moe *m, const char *method, const struct moe_
 
     (void)m;
     if (!strcmp(method, "job.progress"))
-        ctl_progress(userdata, stage ? stage : "loading", uint_of(params, "done"),
-                     uint_of(params, "total"));
+        ctl_progress(userdata, stage ? stage : "loading", ctl_uint(params, "done"),
+                     ctl_uint(params, "total"));
 }
 
 static int wait_for_job(struct ctl *c, uint64_t job) {
@@ -319,9 +304,9 @@ static int wait_for_job(struct ctl *c, uint64_t job) {
         return r;
     if (c->json)
         ctl_put_json(c, v);
-    if (strcmp(text_of(v, "result"), "done"))
+    if (strcmp(ctl_str(v, "result"), "done"))
         return ctl_complain(EXIT_NO_MODEL, "the model was not loaded: %s",
-                            moe_get(v, "reason") ? text_of(v, "reason") : text_of(v, "result"));
+                            moe_get(v, "reason") ? ctl_str(v, "reason") : ctl_str(v, "result"));
 
     return EXIT_OK;
 }
@@ -334,7 +319,7 @@ int verb_load(struct ctl *c) {
     if (r)
         return r;
     if (!c->no_wait)
-        return wait_for_job(c, uint_of(v, "job"));
+        return wait_for_job(c, ctl_uint(v, "job"));
     if (c->json)
         ctl_put_json(c, v);
 
@@ -370,7 +355,7 @@ static int keep_wish(struct ctl *c, const char *residency) {
     if (!r && c->json)
         ctl_put_json(c, v);
     else if (!r && !c->quiet)
-        put_row(c, "Residency", text_of(v, "residency"));
+        put_row(c, "Residency", ctl_str(v, "residency"));
 
     return r;
 }
@@ -394,7 +379,7 @@ int verb_wait(struct ctl *c) {
         r = call_id(c, "model.availability", SOON_USEC, &v);
         if (r)
             return r;
-        state = text_of(v, "state");
+        state = ctl_str(v, "state");
         if (!strcmp(state, "available") || !strcmp(state, "busy")) {
             if (c->json)
                 ctl_put_json(c, v);
@@ -402,7 +387,7 @@ int verb_wait(struct ctl *c) {
         }
         if (!strcmp(state, "unavailable"))
             return ctl_complain(EXIT_NO_MODEL, "the model is not available: %s",
-                                moe_get(v, "reason") ? text_of(v, "reason") : "no reason given");
+                                moe_get(v, "reason") ? ctl_str(v, "reason") : "no reason given");
         if (waited >= c->deadline_usec)
             return ctl_complain(EXIT_NO_MODEL, "the model is not ready after %s: %s",
                                 ctl_span(waited), state);
@@ -442,7 +427,7 @@ int verb_tokenize(struct ctl *c) {
     struct moe_map *p;
     int r;
 
-    r = ctl_read_input(c, &text);
+    r = ctl_read_input(c, 0, &text);
     if (!r)
         r = ctl_connect(c);
     if (r) {
@@ -468,51 +453,6 @@ int verb_tokenize(struct ctl *c) {
     for (size_t i = 0; i < moe_size(tokens); i++) {
         (void)printf("%ju\t", (uintmax_t)moe_uint(moe_at(tokens, i)));
         put_piece(moe_at(pieces, i));
-    }
-    return EXIT_OK;
-}
-
-static void put_names(const struct ctl *c, const char *label, const struct moe_value *names) {
-    if (!moe_size(names))
-        return;
-    (void)printf("    %s: ", label);
-    put_value(c, names);
-    (void)putchar('\n');
-}
-
-int verb_api_info(struct ctl *c) {
-    const struct moe_value *v, *version, *methods;
-    int r;
-
-    r = call_plain(c, "server.info", &v);
-    if (r >= 0)
-        return r;
-    version = moe_get(v, "version");
-    methods = moe_get(v, "methods");
-    (void)printf("moed %ju.%ju.%ju, API level %ju, compatible from %ju\n",
-                 (uintmax_t)uint_of(version, "major"), (uintmax_t)uint_of(version, "minor"),
-                 (uintmax_t)uint_of(version, "patch"), (uintmax_t)uint_of(version, "api_level"),
-                 (uintmax_t)uint_of(version, "api_compatible"));
-    for (size_t i = 0; i < moe_size(methods); i++) {
-        const struct moe_value *m = moe_at(methods, i), *params = moe_get(m, "params");
-
-        (void)putchar('\n');
-        put(c, text_of(m, "name"));
-        (void)fputs(" {", stdout);
-        for (size_t k = 0; k < moe_size(params); k++) {
-            const struct moe_value *p = moe_at(params, k);
-
-            (void)fputs(k ? ", " : "", stdout);
-            put(c, text_of(p, "name"));
-            (void)fputs(": ", stdout);
-            put(c, text_of(p, "type"));
-            (void)fputs(moe_bool(moe_get(p, "required")) ? "" : "?", stdout);
-        }
-        (void)fputs("}\n    -> ", stdout);
-        put(c, text_of(m, "result"));
-        (void)putchar('\n');
-        put_names(c, "errors", moe_get(m, "errors"));
-        put_names(c, "notifies", moe_get(m, "notifies"));
     }
     return EXIT_OK;
 }

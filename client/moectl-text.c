@@ -101,15 +101,18 @@ static int add_file(struct ctl_text *t, const char *path) {
     return r;
 }
 
-int ctl_read_input(struct ctl *c, struct ctl_text *ret) {
-    bool dash = c->n_args && !strcmp(c->args[0], "-"), tty = isatty(STDIN_FILENO);
+int ctl_read_input(struct ctl *c, size_t first, struct ctl_text *ret) {
+    size_t n = c->n_args > first ? c->n_args - first : 0;
+    bool dash = n == 1 && !strcmp(c->args[first], "-"), tty = isatty(STDIN_FILENO);
     int r = 0;
 
-    if (!c->n_args && !c->n_files && tty)
+    if (!n && !c->n_files && tty)
         return ctl_complain(EXIT_USAGE, "there is no text: give it as an argument, with a pipe, or "
                                         "as - to type it");
-    if (c->n_args && !dash)
-        r = ctl_text_add(ret, c->args[0], strlen(c->args[0]));
+    for (size_t i = first; i < c->n_args && !dash && !r; i++) {
+        r = i > first ? ctl_text_add(ret, " ", 1) : 0;
+        r = r ? r : ctl_text_add(ret, c->args[i], strlen(c->args[i]));
+    }
     if (r)
         return read_error("the argument", r);
     for (size_t i = 0; i < c->n_files && !r; i++)
@@ -120,6 +123,14 @@ int ctl_read_input(struct ctl *c, struct ctl_text *ret) {
         r = ctl_complain(EXIT_USAGE, "the text is empty");
 
     return r;
+}
+
+int ctl_read_prompt(struct ctl *c, size_t first, struct ctl_text *ret) {
+    int r = ctl_read_input(c, first, ret);
+
+    return r || strlen(ret->p) == ret->n
+               ? r
+               : ctl_complain(EXIT_FAILED, "the prompt has a NUL byte in it, and so is no text");
 }
 
 /* What was read beyond the last line. */

@@ -187,16 +187,6 @@ static uint64_t now_usec(void) {
     return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-static const char *text_of(const struct moe_value *v, const char *key) {
-    const char *s = moe_str(moe_get(v, key));
-
-    return s ? s : "";
-}
-
-static uint64_t uint_of(const struct moe_value *v, const char *key) {
-    return moe_uint(moe_get(v, key));
-}
-
 static double per_second(uint64_t now, uint64_t last, uint64_t usec) {
     return usec && now > last ? (double)(now - last) * 1e6 / (double)usec : 0;
 }
@@ -212,8 +202,8 @@ static void on_status(struct moe *m, uint32_t id, const struct moe_value *v,
     struct top *t = userdata;
     const struct moe_value *queue = moe_get(v, "queue"), *memory = moe_get(v, "memory");
     const struct moe_value *kept = moe_get(v, "prefixes");
-    uint64_t up = uint_of(v, "uptime_us"), n_in = uint_of(moe_get(v, "tokens"), "prompt");
-    uint64_t n_out = uint_of(moe_get(v, "tokens"), "generated");
+    uint64_t up = ctl_uint(v, "uptime_us"), n_in = ctl_uint(moe_get(v, "tokens"), "prompt");
+    uint64_t n_out = ctl_uint(moe_get(v, "tokens"), "generated");
 
     (void)m;
     (void)id;
@@ -227,22 +217,22 @@ static void on_status(struct moe *m, uint32_t id, const struct moe_value *v,
     t->uptime = up;
     t->n_in = n_in;
     t->n_out = n_out;
-    (void)snprintf(t->head[0], LINE_SIZE, "moed %s, up %s, %s%s%s", text_of(v, "version"),
-                   ctl_span(up), text_of(v, "state"), moe_get(v, "model") ? ": " : "",
-                   text_of(v, "model"));
+    (void)snprintf(t->head[0], LINE_SIZE, "moed %s, up %s, %s%s%s", ctl_str(v, "version"),
+                   ctl_span(up), ctl_str(v, "state"), moe_get(v, "model") ? ": " : "",
+                   ctl_str(v, "model"));
     (void)snprintf(t->head[1], LINE_SIZE,
                    "%ju running, %ju waiting, %ju connections; tokens a second: %.1f read, "
                    "%.1f generated",
-                   (uintmax_t)uint_of(queue, "running"), (uintmax_t)uint_of(queue, "waiting"),
-                   (uintmax_t)uint_of(v, "connections"), t->rate_in, t->rate_out);
+                   (uintmax_t)ctl_uint(queue, "running"), (uintmax_t)ctl_uint(queue, "waiting"),
+                   (uintmax_t)ctl_uint(v, "connections"), t->rate_in, t->rate_out);
     (void)snprintf(t->head[2], LINE_SIZE, "%s of memory, %s of it weights; %ju threads",
-                   ctl_bytes(uint_of(memory, "resident")), ctl_bytes(uint_of(memory, "weights")),
-                   (uintmax_t)uint_of(v, "threads"));
+                   ctl_bytes(ctl_uint(memory, "resident")), ctl_bytes(ctl_uint(memory, "weights")),
+                   (uintmax_t)ctl_uint(v, "threads"));
     (void)snprintf(t->head[3], LINE_SIZE,
                    "%ju prompts kept, %ju of them public, in %s; %ju hits saved %ju tokens",
-                   (uintmax_t)uint_of(kept, "kept"), (uintmax_t)uint_of(kept, "public"),
-                   ctl_bytes(uint_of(kept, "bytes")), (uintmax_t)uint_of(kept, "hits"),
-                   (uintmax_t)uint_of(kept, "saved"));
+                   (uintmax_t)ctl_uint(kept, "kept"), (uintmax_t)ctl_uint(kept, "public"),
+                   ctl_bytes(ctl_uint(kept, "bytes")), (uintmax_t)ctl_uint(kept, "hits"),
+                   (uintmax_t)ctl_uint(kept, "saved"));
 }
 
 static int by_id(const void *a, const void *b) {
@@ -252,19 +242,19 @@ static int by_id(const void *a, const void *b) {
 }
 
 static void read_row(struct top *t, const struct moe_value *v, struct row *row) {
-    const struct row key = { .id = uint_of(v, "id") }, *old;
+    const struct row key = { .id = ctl_uint(v, "id") }, *old;
 
     *row = (struct row){ .id = key.id,
-                         .uid = uint_of(v, "uid"),
-                         .age = uint_of(v, "age_us"),
-                         .done = uint_of(v, "done"),
-                         .total = uint_of(v, "total"),
-                         .generated = uint_of(v, "generated"),
-                         .kv = uint_of(v, "kv"),
-                         .waits = strcmp(text_of(v, "state"), "running") };
-    (void)snprintf(row->kind, sizeof row->kind, "%s", text_of(v, "kind"));
-    (void)snprintf(row->priority, sizeof row->priority, "%s", text_of(v, "priority"));
-    (void)snprintf(row->unit, sizeof row->unit, "%s", text_of(v, "unit"));
+                         .uid = ctl_uint(v, "uid"),
+                         .age = ctl_uint(v, "age_us"),
+                         .done = ctl_uint(v, "done"),
+                         .total = ctl_uint(v, "total"),
+                         .generated = ctl_uint(v, "generated"),
+                         .kv = ctl_uint(v, "kv"),
+                         .waits = strcmp(ctl_str(v, "state"), "running") };
+    (void)snprintf(row->kind, sizeof row->kind, "%s", ctl_str(v, "kind"));
+    (void)snprintf(row->priority, sizeof row->priority, "%s", ctl_str(v, "priority"));
+    (void)snprintf(row->unit, sizeof row->unit, "%s", ctl_str(v, "unit"));
     old = t->last.n ? bsearch(&key, t->last.p, t->last.n, sizeof key, by_id) : NULL;
     if (old)
         row->rate = per_second(row->generated, old->generated, row->age - old->age);

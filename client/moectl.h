@@ -32,7 +32,10 @@ enum ctl_exit {
 
 enum ctl_json { JSON_OFF, JSON_SHORT, JSON_PRETTY };
 
-enum { CTL_LIST_MAX = 64 }; /* -f and --stop, each */
+enum {
+    CTL_LIST_MAX = 64,    /* -f and --stop, each */
+    CTL_CHOICE_MAX = 256, /* what the service takes */
+};
 
 struct ctl {
     const char *socket; /* --socket, or NULL */
@@ -42,8 +45,9 @@ struct ctl {
     const char *system, *resume, *overflow; /* --resume: a token */
     uint64_t deadline_usec;                 /* MOE_FOREVER: none */
     uint64_t seed, count;                   /* top: refreshes, 0: nothing said */
-    const char *files[CTL_LIST_MAX], *stop[CTL_LIST_MAX];
-    size_t n_files, n_stop;
+    const char *language;
+    const char *files[CTL_LIST_MAX], *stop[CTL_LIST_MAX], *choices[CTL_CHOICE_MAX];
+    size_t n_files, n_stop, n_choices;
     struct moe_generate generate; /* as the options say */
     char **args;                  /* [n_args], after the verb */
     size_t n_args;
@@ -74,6 +78,12 @@ struct ctl_answer {
 /* Set by SIGINT, which is blocked outside of ctl_poll() and the *_wait() functions. */
 extern volatile int ctl_interrupted;
 
+typedef int ctl_verb(struct ctl *c); /* Return: an exit code */
+
+/* moectl-options.c: the command line. Return: 0 with @ret_run; -1: all is done; EXIT_USAGE after a
+ * complaint. */
+int ctl_parse(struct ctl *c, int argc, char **argv, ctl_verb **ret_run);
+
 /* moectl.c */
 int ctl_complain(int code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 int ctl_complain_error(const struct moe_error *e); /* also picks the exit code */
@@ -94,7 +104,13 @@ void ctl_progress(struct ctl *c, const char *stage, uint64_t done, uint64_t tota
 void ctl_progress_clear(struct ctl *c);
 /* To a terminal control characters do not go: a model must not drive it. */
 void ctl_put(FILE *file, bool tty, const char *s, size_t n);
+void ctl_puts(const struct ctl *c, const char *s); /* the same, of a NUL-terminated one to stdout */
+json_object *ctl_to_json(const struct moe_value *v);
 void ctl_put_json(const struct ctl *c, const struct moe_value *v);
+void ctl_put_object(const struct ctl *c, json_object *o); /* takes @o */
+/* A member of a map; "" or 0 when it is not there. */
+const char *ctl_str(const struct moe_value *map, const char *key);
+uint64_t ctl_uint(const struct moe_value *map, const char *key);
 /* "13.4 GiB", "3 min 20 s"; static storage, two calls' results at once. */
 const char *ctl_bytes(uint64_t n);
 const char *ctl_span(uint64_t usec);
@@ -104,8 +120,10 @@ int ctl_flush(void);
 
 /* moectl-text.c: input */
 int ctl_text_add(struct ctl_text *t, const char *s, size_t n); /* 0 or -errno; 16 MiB at most */
-/* The argument, then each -f, then what is piped, joined by empty lines; "-" is stdin alone. */
-int ctl_read_input(struct ctl *c, struct ctl_text *ret);
+/* The arguments from @first on, as words, then each -f, then what is piped, joined by empty lines;
+ * "-" is stdin alone. Return: 0, or an exit code after a complaint. */
+int ctl_read_input(struct ctl *c, size_t first, struct ctl_text *ret);
+int ctl_read_prompt(struct ctl *c, size_t first, struct ctl_text *ret); /* no NUL is in it */
 /* A line of stdin without its end; answers the service meanwhile. Return: 0; 1: the end; 2:
  * interrupted; -errno. */
 int ctl_read_line(struct ctl *c, struct ctl_text *ret);
@@ -114,22 +132,7 @@ int ctl_read_line(struct ctl *c, struct ctl_text *ret);
  * it comes. Ctrl-C stops the answer. Return: an exit code. */
 int ctl_ask(struct ctl_answer *a, const uint64_t *session);
 
-/* The verbs. Return: an exit code. */
-int verb_run(struct ctl *c);
-int verb_chat(struct ctl *c);
-int verb_sessions(struct ctl *c);
-int verb_forget(struct ctl *c);
-int verb_status(struct ctl *c);
-int verb_topology(struct ctl *c);
-int verb_list(struct ctl *c);
-int verb_show(struct ctl *c);
-int verb_load(struct ctl *c);
-int verb_unload(struct ctl *c);
-int verb_pin(struct ctl *c);
-int verb_unpin(struct ctl *c);
-int verb_tokenize(struct ctl *c);
-int verb_wait(struct ctl *c);
-int verb_top(struct ctl *c);
-int verb_metrics(struct ctl *c);
-int verb_kill(struct ctl *c);
-int verb_api_info(struct ctl *c);
+ctl_verb verb_api_info, verb_ask, verb_call, verb_chat, verb_classify, verb_forget, verb_kill,
+    verb_list, verb_load, verb_metrics, verb_monitor, verb_pin, verb_rephrase, verb_run, verb_score,
+    verb_sessions, verb_show, verb_status, verb_summarize, verb_tokenize, verb_top, verb_topology,
+    verb_translate, verb_unload, verb_unpin, verb_use_case, verb_wait;

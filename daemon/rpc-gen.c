@@ -289,19 +289,20 @@ static void input_deinit(struct input *in) {
 
 /* Of a use case: its model, its instructions where none stand first, its prompt around the last of
  * the messages. */
-static int apply_use_case(const struct usecase *u, const char *language, struct input *in) {
-    struct args_messages *m = &in->messages;
+static int apply_use_case(const struct usecase *u, struct usecase_words words,
+                          struct args_messages *m, char **model) {
     struct chat_message *last = &m->msg[m->n - 1], *more;
     char *text;
 
     if (strcmp(last->role, "user") == 0) {
-        text = usecase_render(u, &(struct usecase_words){ last->text, language, NULL });
+        words.text = last->text;
+        text = usecase_render(u, &words);
         if (!text)
             return err_new(-ENOMEM);
         free((char *)last->text);
         last->text = text;
     }
-    if (u->model && !in->model && !(in->model = strdup(u->model)))
+    if (u->model && !*model && !(*model = strdup(u->model)))
         return err_new(-ENOMEM);
     if (!u->instructions || chat_is_instruction(&m->msg[0]))
         return 0;
@@ -315,7 +316,7 @@ static int apply_use_case(const struct usecase *u, const char *language, struct 
     return more[0].role && more[0].text ? 0 : err_new(-ENOMEM);
 }
 
-static int get_use_case(struct rpc_call *c, struct input *in) {
+int rpc_use_case(struct rpc_call *c, const char *labels, struct args_messages *m, char **model) {
     struct why *why = &c->reply->why;
     AUTO(free) char *id = NULL, *language = NULL;
     const struct usecase *u;
@@ -329,9 +330,9 @@ static int get_use_case(struct rpc_call *c, struct input *in) {
     u = usecase_find(&c->server->config->use_cases, id);
     if (!u)
         return why_set(why, RPC_NOT_SUPPORTED, "no use case %.100s", id);
-    if (!in->messages.n)
+    if (!m->n)
         return why_set(why, RPC_INVALID_ARGS, "use_case: wants messages");
-    return err_up(apply_use_case(u, language, in));
+    return err_up(apply_use_case(u, (struct usecase_words){ NULL, language, labels }, m, model));
 }
 
 /* What generate takes and session.generate does not. */
@@ -360,7 +361,7 @@ static int get_prompt(struct rpc_call *c, struct input *in) {
         return why_set(why, RPC_INVALID_ARGS, "tokens: empty");
 
     if (!r)
-        r = get_use_case(c, in);
+        r = rpc_use_case(c, NULL, &in->messages, &in->model);
     req->msg = in->messages.msg;
     req->n_msg = in->messages.n;
     return err_up(r);

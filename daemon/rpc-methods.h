@@ -22,6 +22,7 @@ int rpc_client_hello(struct rpc_call *c);
 int rpc_server_info(struct rpc_call *c);
 int rpc_server_metrics(struct rpc_call *c);
 int rpc_server_status(struct rpc_call *c);
+int rpc_usecase_list(struct rpc_call *c);
 
 /* rpc-job.c */
 int rpc_job_cancel(struct rpc_call *c);
@@ -40,6 +41,10 @@ int rpc_model_unload(struct rpc_call *c);
 int rpc_generate(struct rpc_call *c);
 int rpc_generate_cancel(struct rpc_call *c);
 int rpc_session_generate(struct rpc_call *c);
+
+/* Put the use case that the params name, if they do, around messages. @labels: what its prompt may
+ * call {labels}, or NULL. @model: if NULL, set to the use case's, when it has one; allocated */
+int rpc_use_case(struct rpc_call *c, const char *labels, struct args_messages *m, char **model);
 
 /* rpc-session.c */
 int rpc_session_append(struct rpc_call *c);

@@ -6,6 +6,7 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "daemon/args.h"
 #include "daemon/rpc-methods.h"
@@ -77,6 +78,24 @@ static void on_done(struct work *w, const struct engine_result *res) {
 
 static const struct work_ops score_ops = { NULL, NULL, on_done };
 
+/* In the prompt of the use case, if there is one, {labels} are the choices, with commas. */
+static int apply_use_case(struct rpc_call *c, const struct args_strings *choices,
+                          struct args_messages *m, char **model) {
+    AUTO(free) char *labels = NULL;
+    size_t n = 1;
+    char *to;
+
+    for (size_t i = 0; i < choices->n; i++)
+        n += strlen(choices->s[i]) + 2;
+    labels = to = calloc(n, 1);
+    if (!labels)
+        return err_new(-ENOMEM);
+    for (size_t i = 0; i < choices->n; i++)
+        to = stpcpy(i ? stpcpy(to, ", ") : to, choices->s[i]);
+
+    return err_up(rpc_use_case(c, labels, m, model));
+}
+
 int rpc_score_choices(struct rpc_call *c) {
     AUTO(score_free) struct score *s = calloc(1, sizeof *s);
     struct engine_request req = { .kind = ENGINE_SCORE };
@@ -98,6 +117,8 @@ int rpc_score_choices(struct rpc_call *c) {
                          &c->reply->why);
     if (!r && messages)
         r = args_messages(messages, &m, &c->reply->why);
+    if (!r)
+        r = apply_use_case(c, &s->choices, &m, &model);
     if (!r) {
         req.msg = m.msg;
         req.n_msg = m.n;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * rpc-server - server.info, server.status, server.metrics, client.hello
+ * rpc-server - server.info, server.status, server.metrics, client.hello, usecase.list
  */
 
 #include <stdio.h>
@@ -163,5 +163,25 @@ int rpc_server_metrics(struct rpc_call *c) {
 
     msgpack_pack_map(&c->reply->result_pk, 1);
     rpc_pack_strn(&c->reply->result_pk, "text", text, n);
+    return 0;
+}
+
+int rpc_usecase_list(struct rpc_call *c) {
+    const struct usecase_list *l = &c->server->config->use_cases;
+    msgpack_packer *p = &c->reply->result_pk;
+
+    msgpack_pack_map(p, 1);
+    wire_pack_str(p, "use_cases");
+    msgpack_pack_array(p, l->n);
+    for (size_t i = 0; i < l->n; i++) {
+        const struct usecase *u = &l->at[i];
+
+        msgpack_pack_map(p, 1u + (u->model != NULL) + (u->language != NULL));
+        rpc_pack_str(p, "id", u->id);
+        if (u->model)
+            rpc_pack_str(p, "model", u->model);
+        if (u->language)
+            rpc_pack_str(p, "language", u->language);
+    }
     return 0;
 }

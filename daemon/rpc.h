@@ -28,7 +28,7 @@
 struct channel;
 struct server;
 
-enum { RPC_API_LEVEL = 2, RPC_API_COMPATIBLE = 1 };
+enum { RPC_API_LEVEL = 3, RPC_API_COMPATIBLE = 1 };
 
 enum {
     RPC__OK,

@@ -336,6 +336,118 @@ class Run(Case):
         self.assertIn(b"No space left", p.stderr)
 
 
+class Purposes(Case):
+    SCORES = {"choices": [{"text": "a", "logprob": -2.5, "p": 0.25}, {"text": "b\x1b", "logprob": -1.5, "p": 0.75}],
+              "confidence": 0.75, "usage": {"prompt": 9, "cached": 0}}
+
+    def test_ask(self):
+        self.serve(answers("x"))
+        self.check(self.moectl("ask", "What", "is  it", "--max-tokens", "3", "?", stdin=b"piped"), 0, b"x", "^$")
+        self.assertEqual(self.service.params(), {"messages": [{"role": "user", "content": "What is  it ?\n\npiped"}],
+                                                 "max_tokens": 3, "stream": True})
+        self.check(self.moectl("ask", "-", stdin=b"typed"), 0, b"x")
+        self.assertEqual(self.service.params()["messages"][0]["content"], "typed")
+        self.check(self.moectl("ask"), 2, b"", "text is empty")
+        self.check(self.moectl("ask", "--raw", "x"), 2, b"", "ask has no option --raw")
+
+    def test_use_cases(self):
+        self.serve(answers("x"))
+        text = {"messages": [{"role": "user", "content": "long"}], "stream": True}
+        for args, case in ((["summarize"], "summarize"), (["rephrase"], "rephrase"), (["translate"], "translate"),
+                           (["use-case", "language.analyze"], "analyze")):
+            self.check(self.moectl(*args, "long"), 0, b"x", "^$")
+            self.assertEqual(self.service.params(), dict(text, use_case="language." + case))
+        self.check(self.moectl("translate", "--language", "German", "--json", stdin=b"long"), 0)
+        self.assertEqual(self.service.params(), {"messages": text["messages"], "use_case": "language.translate",
+                                                 "language": "German"})
+        self.check(self.moectl("translate", "a", "b"), 2, b"", "put the text in quotes")
+        self.check(self.moectl("use-case", "x"), 2, b"", "text is empty")
+        self.check(self.moectl("run", "--language", "x", "a"), 2, b"", "--language")
+        self.serve(fails("generate", 2, "NotSupported", "no use case x"))
+        self.check(self.moectl("use-case", "x", "text"), 1, b"", "no use case x")
+
+    def test_use_cases_there_are(self):
+        cases = {"use_cases": [{"id": "a.b", "model": "big"}, {"id": "a.long", "language": "German"}]}
+        self.serve(returns("usecase.list", cases))
+        self.check(self.moectl("use-case"), 0, b"a.b     big\na.long  the default model\n", "^$")
+        self.assertEqual(json.loads(self.moectl("use-case", "--json").stdout), cases)
+
+    def test_classify_and_score(self):
+        self.serve(returns("score.choices", self.SCORES))
+        choices = ["--choice", "a", "--choice", "b"]
+        self.check(self.moectl("classify", *choices, "--model", "m", "text"), 0, b"b\x1b\n", "^$")
+        self.assertEqual(self.service.params("score.choices"), {
+            "choices": ["a", "b"], "messages": [{"role": "user", "content": "text"}], "model": "m", "use_case": "language.classify"})
+        self.check(self.moectl("score", *choices, "--system", "s", "text"), 0,
+                   b" 25.00 %     -2.500  a\n 75.00 %     -1.500  b\x1b\n", "^$")
+        self.assertEqual(self.service.params("score.choices"), {
+            "choices": ["a", "b"], "messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "text"}]})
+        self.check(self.moectl("score", *choices, "--raw", stdin=b"once"), 0)
+        self.assertEqual(self.service.params("score.choices"), {"choices": ["a", "b"], "prompt": "once"})
+        self.assertEqual(json.loads(self.moectl("classify", *choices, "--json", "x").stdout), self.SCORES)
+        self.check(self.moectl("classify", "--choice", "a", "x"), 2, b"", "at least twice")
+        self.check(self.moectl("score", *choices, "--raw", "--system", "s", "x"), 2, b"", "no place for --system")
+        self.check(self.moectl("classify", *["--choice", "a"] * 257, "x"), 2, b"", "256 of them is the most")
+        self.check(self.moectl("score", *choices, stdin=b"a\0b"), 1, b"", "NUL byte")
+
+    def test_call(self):
+        def generate(service, msgid, params):
+            service.notify("generate.delta", id=msgid, seq=0, kind="text", text="a")
+            service.result(msgid, {"stop_reason": "stop"})
+        self.serve({"generate": generate, "x.y": lambda s, i, p: s.result(i, p)} |
+                   fails("bad", 21, "NoSuchJob", "there is none"))
+        params = {"a": [1, -2, 0.5, "\u00e9", True], "m": {"k": {}}, "big": 2**64 - 1}
+        run = self.moectl("call", "x.y", json.dumps(params))
+        self.check(run, 0, None, "^$")
+        self.assertEqual(json.loads(run.stdout), params)
+        self.assertEqual(self.service.params("x.y"), params)
+        self.check(self.moectl("call", "x.y", "-", stdin=b'{"a": 1}'), 0, b'{"a":1}\n')
+        self.check(self.moectl("call", "x.y"), 0, b"{}\n")
+        self.check(self.moectl("call", "generate", '{"prompt": "x"}'), 0,
+                   b'{"generate.delta":{"id":1,"seq":0,"kind":"text","text":"a"}}\n{"stop_reason":"stop"}\n')
+        self.check(self.moectl("call", "bad"), 1, b"", "there is none")
+        self.check(self.moectl("call"), 2, b"", "name of a method")
+        for bad in ("[1]", "{", "5", '{"a": 1} x', "{" * 3 + '"a":' * 40, '{"a":' * 40 + "1" + "}" * 40):
+            self.check(self.moectl("call", "x.y", bad), 2, b"", "no JSON object")
+
+    def test_monitor(self):
+        ready = {"state": "ready", "model": "tiny", "pressure": {"level": 0}, "power": {"level": 0}, "residency": "pressure"}
+        job = {"id": 7, "kind": "generate", "state": "waiting", "uid": 4242, "pid": 9, "unit": "a.service", "model": "tiny",
+               "priority": "default", "age_us": 1500000, "done": 1, "total": 5, "generated": 0}
+        looks = [(dict(ready, state="loading", progress=0.55), []), (ready, [job]),
+                 (dict(ready, pressure={"level": 2}, residency="pinned"), [dict(job, state="running")]),
+                 (dict(ready, power={"level": 1}), [dict(job, state="running", generated=3)]), (ready, [])]
+        want = ["loading: tiny", "loading tiny: 55 %", "ready: tiny", "job 7 waits: generate of user 4242 in a.service, process 9",
+                "residency: pinned", "memory is short: step 2", "job 7 runs: generate of user 4242 in a.service, process 9",
+                "residency: pressure", "memory is there again: step 0", "power is saved", "power is not saved",
+                "job 7 ended: 5 tokens in the prompt, 3 generated when last seen, after 1.5 s"]
+        for json_out in False, True:
+            at = [0]
+
+            def jobs(service, msgid, params):
+                service.result(msgid, {"jobs": looks[min(at[0], len(looks) - 1)][1]})
+                at[0] += 1
+            self.serve({"job.list": jobs, "server.status":
+                        lambda s, i, p: s.result(i, looks[min(at[0], len(looks) - 1)][0])})
+            p = subprocess.Popen([MOECTL, "monitor", *(["--json"] if json_out else [])], env=self.env(), stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            lines = [p.stdout.readline().decode() for _ in want]
+            p.send_signal(signal.SIGINT)
+            out, err = p.communicate(timeout=10)
+            self.assertEqual((p.returncode, out, err), (130, b"", b""))
+            if json_out:
+                events = [json.loads(line) for line in lines]
+                self.assertEqual([e["event"] for e in events], [
+                    "state", "progress", "state", "job-waiting", "residency", "pressure", "job-running", "residency", "pressure",
+                    "power", "power", "job-ended"])
+                self.assertEqual(events[3]["unit"], "a.service")
+            else:
+                self.assertEqual([re.sub(r"^\d\d:\d\d:\d\d\.\d  ", "", line) for line in lines], [w + "\n" for w in want])
+        self.service.close()
+        self.check(self.moectl("monitor"), 3, b"", "cannot reach")
+        self.service = None
+
+
 class Usage(Case):
     def test_usage(self):
         for args, text in (([], "what to do"), (["fly"], "no command \"fly\""), (["run", "a", "b"], "one argument too many"),

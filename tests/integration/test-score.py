@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores of given answers are what generating them token by token says."""
+import signal
 import unittest
 
 import rig
@@ -46,6 +47,27 @@ class Score(unittest.TestCase):
         self.assertEqual(self.c.call("score.choices", prompt="Once more ", choices=LABELS)["choices"], alone["choices"])
         for msgid in busy:
             other.notify("generate.cancel", id=msgid)
+
+    def test_use_case(self):
+        """Its prompt is around the text, and its labels are the choices."""
+        with Moed(config="") as moed:
+            with moed.client() as c:
+                self.assertEqual(c.call("usecase.list"), {"use_cases": []})
+            (moed.dir / "etc/moed/use-cases.d").mkdir()
+            (moed.dir / "etc/moed/use-cases.d/sort.conf").write_text("instructions = Sort.\nprompt = Of {labels}: {text}\n")
+            moed.proc.send_signal(signal.SIGHUP)
+            with moed.client() as c:
+                rig.until(lambda: c.call("usecase.list")["use_cases"], "not read")
+                self.assertEqual(c.call("usecase.list"), {"use_cases": [{"id": "sort"}]})
+                got = c.call("score.choices", messages=[{"role": "user", "content": "x"}], choices=["a", "b"], use_case="sort")
+                want = c.call("score.choices", choices=["a", "b"], messages=[{"role": "system", "content": "Sort."},
+                                                                             {"role": "user", "content": "Of a, b: x"}])
+                self.assertEqual(got["choices"], want["choices"])
+                self.assertEqual(got["usage"]["prompt"], want["usage"]["prompt"])
+                with self.assertRaisesRegex(RpcError, "NotSupported: no use case none"):
+                    c.call("score.choices", messages=[{"role": "user", "content": "x"}], choices=["a", "b"], use_case="none")
+                with self.assertRaisesRegex(RpcError, "InvalidArgs: use_case: wants messages"):
+                    c.call("score.choices", prompt="x", choices=["a", "b"], use_case="sort")
 
     def test_what_is_refused(self):
         for params in {"choices": []}, {"choices": ["a"] * 257}, {"choices": [""]}, {"choices": [1]}, {"choices": ["word " * 99]}:
