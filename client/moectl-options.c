@@ -41,6 +41,7 @@ static const char help[] =
     "  kill JOB             end a request\n"
     "  tokenize [TEXT]      token ids and their pieces\n"
     "  api-info             methods of the service\n"
+    "  doctor               find what is wrong, and say what mends it\n"
     "  call METHOD [JSON]   call any of them\n"
     "\n"
     "Answers:\n"
@@ -137,6 +138,7 @@ static const struct verb {
     { "kill", V_OTHER, 1, verb_kill },
     { "tokenize", V_TOKENIZE, 1, verb_tokenize },
     { "api-info", V_OTHER, 0, verb_api_info },
+    { "doctor", V_OTHER, 0, verb_doctor },
     { "call", V_OTHER, 2, verb_call },
 };
 

@@ -136,13 +136,20 @@ static void signal_mask(int how) {
     (void)sigprocmask(how, &set, NULL);
 }
 
-int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, uint64_t usec,
-             const struct moe_value **ret_result) {
+int ctl_try(struct ctl *c, const char *method, const struct moe_map *params, uint64_t usec,
+            const struct moe_value **ret_result) {
     int r;
 
     signal_mask(SIG_UNBLOCK);
     r = ctl_interrupted ? -EINTR : moe_call_wait(c->m, method, params, usec, ret_result);
     signal_mask(SIG_BLOCK);
+
+    return r;
+}
+
+int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, uint64_t usec,
+             const struct moe_value **ret_result) {
+    int r = ctl_try(c, method, params, usec, ret_result);
 
     return r < 0 ? ctl_complain_errno(c, r) : EXIT_OK;
 }

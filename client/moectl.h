@@ -89,7 +89,10 @@ int ctl_complain(int code, const char *fmt, ...) __attribute__((format(printf, 2
 int ctl_complain_error(const struct moe_error *e); /* also picks the exit code */
 int ctl_complain_errno(struct ctl *c, int r); /* of a library call; -EREMOTEIO: the last error */
 int ctl_connect(struct ctl *c);               /* 0, or an exit code after a complaint */
-/* moe_call_wait(), and a complaint when it fails. Return: an exit code. */
+/* moe_call_wait(), which Ctrl-C ends with -EINTR. */
+int ctl_try(struct ctl *c, const char *method, const struct moe_map *params, uint64_t usec,
+            const struct moe_value **ret_result);
+/* The same, and a complaint when it fails. Return: an exit code. */
 int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, uint64_t usec,
              const struct moe_value **ret_result);
 /* The same with @params, which are freed; NULL: there was no memory for them. */
@@ -132,7 +135,7 @@ int ctl_read_line(struct ctl *c, struct ctl_text *ret);
  * it comes. Ctrl-C stops the answer. Return: an exit code. */
 int ctl_ask(struct ctl_answer *a, const uint64_t *session);
 
-ctl_verb verb_api_info, verb_ask, verb_call, verb_chat, verb_classify, verb_forget, verb_kill,
-    verb_list, verb_load, verb_metrics, verb_monitor, verb_pin, verb_rephrase, verb_run, verb_score,
-    verb_sessions, verb_show, verb_status, verb_summarize, verb_tokenize, verb_top, verb_topology,
-    verb_translate, verb_unload, verb_unpin, verb_use_case, verb_wait;
+ctl_verb verb_api_info, verb_ask, verb_call, verb_chat, verb_classify, verb_doctor, verb_forget,
+    verb_kill, verb_list, verb_load, verb_metrics, verb_monitor, verb_pin, verb_rephrase, verb_run,
+    verb_score, verb_sessions, verb_show, verb_status, verb_summarize, verb_tokenize, verb_top,
+    verb_topology, verb_translate, verb_unload, verb_unpin, verb_use_case, verb_wait;

@@ -6,6 +6,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "daemon/metrics.h"
@@ -100,6 +101,30 @@ static void pack_numbers(struct rpc_call *c, const struct engine_status *st) {
     rpc_pack_uint(p, "saved", st->n_saved);
 }
 
+/* A folder, and what the service may do there; nothing when there is none. */
+static void pack_folder(msgpack_packer *p, const char *purpose, const char *path) {
+    struct statvfs st = { .f_bavail = 0 };
+
+    if (!path)
+        return;
+    (void)statvfs(path, &st);
+    msgpack_pack_map(p, 4);
+    rpc_pack_str(p, "purpose", purpose);
+    rpc_pack_str(p, "path", path);
+    rpc_pack_bool(p, "writable", access(path, W_OK | X_OK) == 0);
+    rpc_pack_uint(p, "free", (uint64_t)st.f_bavail * st.f_frsize);
+}
+
+static void pack_folders(const struct config *config, msgpack_packer *p) {
+    const char *models = config->model ? NULL : config->model_dir;
+    const char *cache = config_cache_dir(config);
+
+    wire_pack_str(p, "folders");
+    msgpack_pack_array(p, (size_t)(models != NULL) + (cache != NULL));
+    pack_folder(p, "models", models);
+    pack_folder(p, "cache", cache);
+}
+
 static void pack_shards(const struct models *m, msgpack_packer *p) {
     struct model_shard s;
     uint32_t n = 0;
@@ -129,7 +154,7 @@ int rpc_server_status(struct rpc_call *c) {
     struct engine_status st;
 
     models_engine(m, &st);
-    msgpack_pack_map(p, 15u + (model != NULL) + (info != NULL) + failed + loading);
+    msgpack_pack_map(p, 16u + (model != NULL) + (info != NULL) + failed + loading);
     rpc_pack_str(p, "state", metrics_state(c->server));
     if (failed)
         rpc_pack_str(p, "reason", models_reason(m));
@@ -144,6 +169,7 @@ int rpc_server_status(struct rpc_call *c) {
         rpc_pack_float(p, "progress",
                        st.bytes_total ? (double)st.bytes_done / (double)st.bytes_total : 0);
     pack_numbers(c, &st);
+    pack_folders(c->server->config, p);
     pack_shards(m, p);
     return 0;
 }

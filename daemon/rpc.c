@@ -99,7 +99,7 @@ const struct rpc_method rpc_methods[] = {
       "{state: str, reason: str?, version: str, pid: uint, uptime_us: uint, model: str?, "
       "weights: str?, progress: float?, memory: map, residency: str, pressure: map, power: map, "
       "threads: uint, tier: str, queue: map, connections: uint, tokens: map, prefixes: map, "
-      "shards: array}",
+      "folders: array, shards: array}",
       "", "", false, rpc_server_status },
     { "session.append", 2, 0,
       "session:u messages:a?",
