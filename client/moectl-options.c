@@ -27,7 +27,7 @@ static const char help[] =
     "  sessions             conversations that are open\n"
     "  forget TOKEN         remove a conversation that was kept\n"
     "  status               what the service is doing\n"
-    "  topology             which memory and CPUs it uses\n"
+    "  topology             a drawing of the machine, and where the model lies in it\n"
     "  list                 models there are\n"
     "  show [MODEL]         what is known about a model\n"
     "  load [MODEL]         load a model and wait for it\n"
@@ -67,6 +67,7 @@ static const char help[] =
     "others:\n"
     "      --language NAME  what translate and use-case translate into, such as German\n"
     "      --choice TEXT    classify, score: one of the answers there may be; repeatable\n"
+    "      --svg FILE       topology: write a picture\n"
     "      --all            sessions: those of all users\n"
     "      --tensors        show: list them, too\n"
     "      --no-wait        load: return at once\n"
@@ -99,7 +100,8 @@ enum {
     V_PURPOSE = 1 << 11,
     V_SCORE = 1 << 12,
     V_CLASSIFY = 1 << 13,
-    V_ALL = (1 << 14) - 1,
+    V_TOPOLOGY = 1 << 14,
+    V_ALL = (1 << 15) - 1,
     V_ONCE = V_RUN | V_ASK | V_PURPOSE, /* one answer */
     V_ANSWER = V_ONCE | V_CHAT,
     V_CHOICE = V_SCORE | V_CLASSIFY,
@@ -124,7 +126,7 @@ static const struct verb {
     { "sessions", V_SESSIONS, 0, verb_sessions },
     { "forget", V_FORGET, 1, verb_forget },
     { "status", V_OTHER, 0, verb_status },
-    { "topology", V_OTHER, 0, verb_topology },
+    { "topology", V_TOPOLOGY, 0, verb_topology },
     { "list", V_OTHER, 0, verb_list },
     { "show", V_SHOW, 1, verb_show },
     { "load", V_LOAD, 1, verb_load },
@@ -168,6 +170,7 @@ enum opt_id {
     OPT_NO_STREAM,
     OPT_LANGUAGE,
     OPT_CHOICE,
+    OPT_SVG,
     OPT_TENSORS,
     OPT_NO_WAIT,
     OPT_ONCE,
@@ -205,6 +208,7 @@ static const struct option options[] = {
     { "no-stream",   no_argument,       NULL, OPT_NO_STREAM },
     { "language",    required_argument, NULL, OPT_LANGUAGE },
     { "choice",      required_argument, NULL, OPT_CHOICE },
+    { "svg",         required_argument, NULL, OPT_SVG },
     { "tensors",     no_argument,       NULL, OPT_TENSORS },
     { "no-wait",     no_argument,       NULL, OPT_NO_WAIT },
     { "count",       required_argument, NULL, OPT_COUNT },
@@ -242,6 +246,7 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_NO_STREAM,   V_ONCE },
     { OPT_LANGUAGE,    V_PURPOSE },
     { OPT_CHOICE,      V_CHOICE },
+    { OPT_SVG,         V_TOPOLOGY },
     { OPT_TENSORS,     V_SHOW },
     { OPT_NO_WAIT,     V_LOAD },
     { OPT_COUNT,       V_TOP },
@@ -390,6 +395,9 @@ static int set_option(struct ctl *c, int opt, const char *arg) {
         return add_to("file", c->files, &c->n_files, CTL_LIST_MAX, arg);
     case OPT_CHOICE:
         return add_to("choice", c->choices, &c->n_choices, CTL_CHOICE_MAX, arg);
+    case OPT_SVG:
+        c->svg = arg;
+        break;
     case OPT_LANGUAGE:
         c->language = arg;
         break;

@@ -170,38 +170,6 @@ int verb_status(struct ctl *c) {
     return EXIT_OK;
 }
 
-int verb_topology(struct ctl *c) {
-    const struct moe_value *v, *shards;
-    int r;
-
-    r = ctl_connect(c);
-    if (!r)
-        r = ctl_call(c, "server.status", NULL, SOON_USEC, &v);
-    if (r)
-        return r;
-    shards = moe_get(v, "shards");
-    if (c->json) {
-        ctl_put_json(c, shards);
-        return EXIT_OK;
-    }
-    if (!moe_size(shards)) {
-        if (!c->quiet)
-            (void)fputs("No model is loaded.\n", stderr);
-        return EXIT_OK;
-    }
-
-    (void)puts("Shard  Node  Workers     Weights  CPUs");
-    for (size_t i = 0; i < moe_size(shards); i++) {
-        const struct moe_value *s = moe_at(shards, i), *cpus = moe_get(s, "cpus");
-
-        (void)printf("%5zu  %4ju  %7zu  %10s  ", i, (uintmax_t)ctl_uint(s, "node"), moe_size(cpus),
-                     ctl_bytes(ctl_uint(s, "bytes")));
-        put_value(c, cpus);
-        (void)putchar('\n');
-    }
-    return EXIT_OK;
-}
-
 int verb_list(struct ctl *c) {
     const struct moe_value *v, *models;
     int width = 5, r;

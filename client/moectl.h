@@ -45,7 +45,7 @@ struct ctl {
     const char *system, *resume, *overflow; /* --resume: a token */
     uint64_t deadline_usec;                 /* MOE_FOREVER: none */
     uint64_t seed, count;                   /* top: refreshes, 0: nothing said */
-    const char *language;
+    const char *language, *svg;
     const char *files[CTL_LIST_MAX], *stop[CTL_LIST_MAX], *choices[CTL_CHOICE_MAX];
     size_t n_files, n_stop, n_choices;
     struct moe_generate generate; /* as the options say */

@@ -22,6 +22,7 @@ int rpc_client_hello(struct rpc_call *c);
 int rpc_server_info(struct rpc_call *c);
 int rpc_server_metrics(struct rpc_call *c);
 int rpc_server_status(struct rpc_call *c);
+int rpc_server_topology(struct rpc_call *c);
 int rpc_usecase_list(struct rpc_call *c);
 
 /* rpc-job.c */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * rpc-server - server.info, server.status, server.metrics, client.hello, usecase.list
+ * rpc-server - server.info, server.status, server.topology, server.metrics,
+ *              client.hello, usecase.list
  */
 
 #include <stdio.h>
@@ -171,6 +172,46 @@ int rpc_server_status(struct rpc_call *c) {
     pack_numbers(c, &st);
     pack_folders(c->server->config, p);
     pack_shards(m, p);
+    return 0;
+}
+
+/* The CPUs the service may use, whatever the quota. */
+static void pack_cpus(const struct topo *t, msgpack_packer *p) {
+    wire_pack_str(p, "cpus");
+    msgpack_pack_array(p, t->n_cpu);
+    for (uint32_t i = 0; i < t->n_cpu; i++) {
+        const struct topo_cpu *cpu = &t->cpu[i];
+
+        msgpack_pack_map(p, 7);
+        rpc_pack_uint(p, "cpu", cpu->os);
+        rpc_pack_uint(p, "core", cpu->core);
+        rpc_pack_uint(p, "node", cpu->node_os);
+        rpc_pack_uint(p, "node_bytes", cpu->node_size);
+        rpc_pack_uint(p, "cache", cpu->cache);
+        rpc_pack_uint(p, "cache_bytes", cpu->cache_size);
+        rpc_pack_uint(p, "sibling", cpu->sibling);
+    }
+}
+
+int rpc_server_topology(struct rpc_call *c) {
+    const struct model_info *info = models_info(c->server->models);
+    msgpack_packer *p = &c->reply->result_pk;
+    int r;
+
+    if (!c->server->topo) {
+        r = topo_new_from(&c->server->topo, NULL, 0);
+        if (r)
+            return err_up(r);
+    }
+    msgpack_pack_map(p, 2u + 4u * (info != NULL));
+    pack_cpus(c->server->topo, p);
+    pack_shards(c->server->models, p);
+    if (info) {
+        rpc_pack_str(p, "model", models_resident(c->server->models));
+        rpc_pack_uint(p, "layers", info->n_layer);
+        rpc_pack_uint(p, "experts", info->n_expert);
+        rpc_pack_uint(p, "experts_used", info->n_expert_used);
+    }
     return 0;
 }
 

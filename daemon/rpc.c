@@ -101,6 +101,12 @@ const struct rpc_method rpc_methods[] = {
       "threads: uint, tier: str, queue: map, connections: uint, tokens: map, prefixes: map, "
       "folders: array, shards: array}",
       "", "", false, rpc_server_status },
+    { "server.topology", 3, 0,
+      "",
+      "{cpus: [{cpu: uint, core: uint, node: uint, node_bytes: uint, cache: uint, cache_bytes: uint, "
+      "sibling: uint}], shards: array, model: str?, layers: uint?, experts: uint?, "
+      "experts_used: uint?}",
+      "", "", false, rpc_server_topology },
     { "session.append", 2, 0,
       "session:u messages:a?",
       "{context_used: uint}",

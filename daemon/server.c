@@ -173,6 +173,7 @@ void server_reconfigure(struct server *s, struct config *config) {
     struct config *old = s->config;
 
     s->config = config;
+    s->topo = topo_free(s->topo); /* the CPUs that may be used can be others */
     models_reconfigure(s->models, config);
     prefixes_reconfigure(s->prefixes, config);
     if (residency_reconfigure(s->residency, config) < 0)
@@ -201,6 +202,7 @@ struct server *server_free(struct server *s) {
         event_free(s->stop_timer);
     if (s->accept_timer)
         event_free(s->accept_timer);
+    (void)topo_free(s->topo);
     (void)config_free(s->config);
     free(s);
 

@@ -49,6 +49,7 @@ struct server {
     uint32_t n_channel;
     uint64_t next_channel;
     struct sessions sessions;
+    struct topo *topo; /* made when somebody asks; NULL: not yet */
     usec_t started_usec;
     bool stopping;
 

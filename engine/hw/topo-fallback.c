@@ -48,6 +48,8 @@ int topo_new_from(struct topo **ret_topo, const char *synthetic, uint32_t quota)
     t->n_core = t->n_cpu; /* cores are not told apart */
     t->n_node = 1;
     t->memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    for (uint32_t i = 0; i < t->n_cpu; i++)
+        t->cpu[i].node_size = t->memory;
 
     *ret_topo = take(t);
     return 0;

@@ -86,6 +86,7 @@ static struct topo_cpu describe(hwloc_topology_t h, hwloc_obj_t pu) {
                               .core = core ? core->logical_index : pu->logical_index,
                               .node = node ? node->logical_index : 0,
                               .node_os = node ? node->os_index : 0,
+                              .node_size = node ? node->attr->numanode.local_memory : 0,
                               .cache = size ? cache->logical_index : 0,
                               .cache_size = size };
 }

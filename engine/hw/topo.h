@@ -23,6 +23,7 @@ struct topo_cpu {
     uint32_t node_os;    /* the kernel's number of that */
     uint32_t cache;      /* logical index of its L3 cache */
     uint64_t cache_size; /* bytes of that, 0: unknown, and then cache is 0 */
+    uint64_t node_size;  /* bytes of the node's memory, 0: unknown */
     uint32_t sibling;    /* 0: first thread of its core, 1: second, … */
 };
 

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 import unittest
+from xml.etree import ElementTree
 
 try:
     import msgpack
@@ -508,17 +509,73 @@ class Others(Case):
         self.assertEqual(json.loads(self.moectl("--json", "status").stdout), self.STATUS)
         self.check(self.moectl("status", "--no-pager", "-q"), 0)
 
+    @staticmethod
+    def machine(n_node, n_cache, n_core, shards, **more):
+        """Of each node so many caches, of each of those so many cores of two CPUs."""
+        cpus, n = [], n_node * n_cache * n_core
+        for core in reversed(range(n)):
+            for sibling in range(2):
+                cpus.append({"cpu": 2 * core + sibling, "core": core, "node": core // (n_cache * n_core), "node_bytes": 8 << 30,
+                             "cache": core // n_core, "cache_bytes": 32 << 20, "sibling": sibling})
+        return {"cpus": cpus, "shards": shards, "model": "ti<n>y\x1b", "layers": 4, "experts": 8, "experts_used": 2, **more}
+
     def test_topology(self):
-        self.serve(returns("server.status", self.STATUS))
-        self.check(self.moectl("topology"), 0, b"Shard  Node  Workers     Weights  CPUs\n"
-                   b"    0     0        2     1.0 GiB  0, 2\n    1     3        2     1.5 GiB  4, 6\n")
-        self.assertEqual(json.loads(self.moectl("--json", "topology").stdout), self.STATUS["shards"])
+        two = self.machine(2, 1, 2, [{"node": 0, "cpus": [0, 2], "bytes": 1 << 30}, {"node": 1, "cpus": [4], "bytes": 3 << 29}])
+        self.serve(returns("server.topology", two))
+        bad = "\ufffd"
+        box = "\n  +" + "-" * 74 + "+\n"
+        want = (f"2 memory nodes, 2 last-level caches, 4 cores, 8 CPUs\nti<n>y{bad}: 4 layers of 8 experts, of which a token takes 2; "
+                "3 workers\n\nnode 0, 8.0 GiB of memory - shard 0: 1.0 GiB of weights, 2/3 of every expert\n"
+                "  +- 32.0 MiB of cache " + "-" * 54 + "+\n  | core 0   [0]  1    core 1   [2]  3 " + " " * 38 + "|" + box +
+                "\nnode 1, 8.0 GiB of memory - shard 1: 1.5 GiB of weights, 1/3 of every expert\n"
+                "  +- 32.0 MiB of cache " + "-" * 54 + "+\n  | core 2   [4]  5    core 3    6   7 " + " " * 38 + "|" + box +
+                "\n[n]: a worker computes on CPU n\n")
+        run = self.moectl("topology", env=self.env(LC_ALL="C"))
+        self.check(run, 0, want.replace(bad, "\x1b").encode(), "^$")
+        self.assertIn("┌─ 32.0 MiB of cache ─".encode(), self.moectl("topology", env=self.env(LC_ALL="C.UTF-8")).stdout)
+        self.assertEqual(json.loads(self.moectl("--json", "topology").stdout), two)
+
+    def test_topology_of_caches(self):
+        """A shard for each cache of one node; many cores take several lines, all of one width."""
+        self.serve(returns("server.topology", self.machine(1, 2, 9, [
+            {"node": 0, "cpus": list(range(0, 18, 2)), "bytes": 1 << 20}, {"node": 0, "cpus": list(range(18, 36, 2)), "bytes": 1 << 20}],
+            experts=0)))
+        out = self.moectl("topology", env=self.env(LC_ALL="C")).stdout.decode()
+        for s in 0, 1:
+            self.assertIn(f"+- 32.0 MiB of cache - shard {s}: 1.0 MiB of weights, 1/2 of every matrix -", out)
+        self.assertIn("4 layers, dense; 18 workers", out)
+        self.assertEqual({len(line) for line in out.splitlines() if line[:3] in ("  |", "  +")}, {78})
+        self.assertEqual(out.count("core "), 18)
+
+    def test_topology_svg(self):
+        self.serve(returns("server.topology", self.machine(2, 3, 5, [{"node": 0, "cpus": [0, 2], "bytes": 1 << 30},
+                                                                     {"node": 1, "cpus": [30], "bytes": 3 << 29}])))
+        with tempfile.TemporaryDirectory() as d:
+            self.check(self.moectl("topology", "--svg", d + "/a.svg"), 0, b"", "^$")
+            self.check(self.moectl("topology", "--svg", d + "/no/a.svg"), 1, b"", "cannot write: No such file")
+            root = ElementTree.parse(d + "/a.svg").getroot()
+        self.assertEqual(self.moectl("topology", "--svg=-").stdout.decode().count("<svg"), 1)
+        ns = "{http://www.w3.org/2000/svg}"
+        texts = [t.text for t in root.iter(ns + "text")]
+        self.assertIn("ti<n>y: 4 layers of 8 experts, of which a token takes 2; 3 workers", texts)
+        self.assertIn("node 1, 8.0 GiB of memory - shard 1: 1.5 GiB of weights, 1/3 of every expert", texts)
+        self.assertEqual(sorted(int(t.text) for t in root.iter(ns + "text") if t.get("class") in ("works", "idle")), list(range(60)))
+        self.assertEqual(sorted(int(t.text) for t in root.iter(ns + "text") if t.get("class") == "works"), [0, 2, 30])
+        # Boxes lie in the picture, and those of a kind beside each other.
+        width, height = int(root.get("width")), int(root.get("height"))
+        for kind, n in ("node", 2), ("cache", 6), ("core", 30):
+            boxes = [tuple(int(r.get(k)) for k in ("x", "y", "width", "height")) for r in root.iter(ns + "rect") if r.get("class") == kind]
+            self.assertEqual(len(boxes), n)
+            for x, y, w, h in boxes:
+                self.assertTrue(0 < x and x + w < width and 0 < y and y + h < height)
+                self.assertEqual(sum(x < b[0] + b[2] and b[0] < x + w and y < b[1] + b[3] and b[1] < y + h for b in boxes), 1)
 
     def test_topology_of_nothing(self):
-        self.serve(returns("server.status", dict(self.STATUS, shards=[])))
-        self.check(self.moectl("topology"), 0, b"", "No model is loaded")
-        self.check(self.moectl("topology", "-q"), 0, b"", r"^$")
-        self.check(self.moectl("topology", "--json"), 0, b"[]\n")
+        self.serve(returns("server.topology", {"cpus": [], "shards": []}))
+        self.check(self.moectl("topology"), 0, b"0 memory nodes, 0 cores, 0 CPUs\nno model is loaded\n", "^$")
+        self.assertIn(b"</svg>", self.moectl("topology", "--svg=-").stdout)
+        self.serve(returns("server.topology", {}))
+        self.check(self.moectl("topology", "--json"), 0, b"{}\n")
 
     def test_status_of_nothing(self):
         self.serve(returns("server.status", {}))

@@ -390,6 +390,23 @@ class UseCase(Served):
             self.assertEqual(e.exception.name, name)
 
 
+class Topology(unittest.TestCase):
+    def test_a_machine_of_two_nodes(self):
+        """Where there is no hwloc, or it cannot make machines up, it is the real one."""
+        with Moed(env={"HWLOC_SYNTHETIC": "numa:2(memory=8GB) l3:1(size=33554432) core:3 pu:2"}) as moed, moed.client() as c:
+            got = c.call("server.topology")
+            self.assertEqual(got["shards"], c.call("server.status")["shards"])
+            self.assertEqual((got["model"], got["layers"]), ("tiny", c.call("model.show")["metadata"]["gemma4.block_count"]))
+            self.assertLessEqual({cpu for s in got["shards"] for cpu in s["cpus"]}, {cpu["cpu"] for cpu in got["cpus"]})
+            if len(got["cpus"]) == 12:
+                self.assertEqual({(cpu["core"], cpu["node"], cpu["cache"], cpu["sibling"], cpu["cpu"]) for cpu in got["cpus"]},
+                                 {(i // 2, i // 6, i // 6, i % 2, i) for i in range(12)})
+                self.assertEqual({cpu["cache_bytes"] for cpu in got["cpus"]}, {32 << 20})
+                self.assertEqual([s["node"] for s in got["shards"]], [0, 1])
+        with Moed(model=None, config="model-dir = /nonexistent\n") as moed, moed.client() as c:
+            self.assertEqual(set(c.call("server.topology")), {"cpus", "shards"})
+
+
 class Small(unittest.TestCase):
     def test_memory_of_a_user(self):
         """What can never be is refused, with the figures; what can be is served."""
