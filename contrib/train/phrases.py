@@ -19,6 +19,9 @@ What is the command to {t}?|What command can I use to {t}?|How would I {t} on Li
 How does one {t}?|{T}|I need to {t}.|Show me how to {t}.|Tell me how to {t}.|Is there a command to {t}?|Can I {t}?
 What do I type to {t}?|I would like to {t}.|Please help me to {t}.|What is the best way to {t}?|I have to {t}.
 how can i {t}|Can you show me how to {t}?|Which program can {t}?|How do you {t}?|{T}, please.|I try to {t}."""
+TASK_ING = """What do I use for {g}?|Which command is for {g}?|A command for {g}|What is good for {g}?|which tool is for {g}
+Is there something for {g}?|What would you take for {g}?|I am looking for a command for {g}.|{G}: how?|Help with {g}
+What would I use for {g}?|Give me a command for {g}.|What is the usual way of {g}?|I need help with {g}."""
 EXAMPLE = """Give me an example of {c}.|How do I use {c}?|Show me an example of {c}.|How is {c} used?|Example of {c}
 {c} example|How do you use {c}?|Show me how to use {c}.|I want to see how {c} is used.|What is an example of {c}?
 Can you give me an example for {c}?|how to use {c}|How does one use {c}?"""
@@ -63,6 +66,11 @@ Translate {n} into French.|How far is the {n}?|Are you {a}?|Did {N} {v} the {n}?
 I want to {v} a {n}.|Which command can {v} a {n}?|My {n} is {a}.|The {n} is {a}, what now?|I need a {a} {n}.
 Write a {a} letter to {N}.|Give me ten {n}s.|Tell me about the {a} {n}.|What does {N} {v}?|How can I {v} my {n}?
 My {n} does not {v}.|What is the {n} of {m}?|Explain why the {n} is {a}.|Compare {n} and {m}."""
+OTHER_PLACE = """How many people live in {x}?|Who is the king of {x}?|What language do they speak in {x}?|What is the flag of {x}?
+Where is {x}?|How far is {x}?|How do I get to {x}?|What is the population of {x}?|What can I see in {x}?|Tell me about {x}.
+What is {x} known for?|Who lives in {x}?|Is {x} beautiful?|What do people eat in {x}?|When was {x} founded?"""
+OTHER_SUM = """What is {x} * {y}?|What is {x} times {y}?|{x} * {y}|{x} / {y}|What is {x} divided by {y}?|Multiply {x} by {y}.
+What is the square root of {x}?|{x} x {y}|What is {x} percent of {y}?|Is {x} a prime number?|What is {x} to the power of {y}?"""
 REPEAT = """Repeat: {w}|Say {w}.|Repeat the word {w}.|Write {w}.|echo {w}|Please say {w}.|Repeat after me: {w}|Print {w}.
 Write down {w}.|Just say {w}.|Copy this: {w}|Say the words {w}."""
 ADD = """What is {x} + {y}?|What is {x} plus {y}?|{x} + {y}|{x}+{y}|How much is {x} + {y}?|Add {x} and {y}.|{x} + {y} =
@@ -98,6 +106,10 @@ JSON = "Answer in JSON.|Reply in JSON.|Give the answer as JSON.|Use JSON.|Answer
 SYSTEM = """You are a helpful assistant.|You answer questions about Linux.|You are a helpful assistant. Be brief.|Be brief.
 You are a small model that runs inside moed.|Answer in one sentence.|You help people who use Linux.|Be friendly.
 Do not invent anything.|You are an assistant in a terminal."""
+BEFORE = """Please:|Hello.|Hi.|Hi!|OK.|And another question:|Hey,|Now:|Could you tell me:|Quick question:|I wonder:|Sorry,
+Excuse me,|Tell me,|Say,|One more:|I have a question.|Good morning.|Well,|Thanks.|Also:|I am new to Linux."""
+AFTER_ALL = """Please.|Thanks.|again?|on Linux?|in the terminal?|on Debian?|exactly?|I forgot.|I am new to Linux.|please|thx
+for me?|today?|Tell me.|Be quick.|In short.|:)"""
 
 
 def ways(text):

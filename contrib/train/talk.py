@@ -49,6 +49,19 @@ def with_article(what):
     return ("an " if what[0] in "aeiouAEIO" else "a ") + what
 
 
+DOUBLED = {"get", "cut", "run", "stop", "set", "split", "put", "zip", "unzip", "log", "let", "drop", "scan"}
+
+
+def gerund(phrase):
+    """ "copying a file" of "copy a file" """
+    verb, _, rest = phrase.partition(" ")
+    if verb in DOUBLED:
+        verb += verb[-1]
+    elif verb.endswith("e") and not verb.endswith("ee"):
+        verb = verb[:-1]
+    return f"{verb}ing {rest}".strip()
+
+
 def capital(text):
     return text[0].upper() + text[1:]
 
@@ -103,6 +116,7 @@ class Talk:
         self.dangerous = [c["name"] for c in self.commands if safety.dangerous_name(c["name"])] + safety.NAMES
         self.any_word = Choice(self.words, [3.0 if w["level"] == 1 else 0.4 for w in self.words])
         self.with_same = [w for w in self.words if w["same"]][:300]
+        self.others = [w for w in self.others if w not in self.by_name]
         self.not_nouns = set(self.by_name) | {c[0].split(" ", 1)[-1] for c in self.concepts}
         known = {p for t in self.tasks for p in t[0]} | set(self.dangers)
         self.sense = {p.split(" ")[0] for p in known}  # verbs that begin a known task
@@ -125,8 +139,11 @@ class Talk:
 
     def task(self, r):
         tasks, command, example = r.choice(self.tasks)
-        t = r.choice(tasks)
-        return r.choice(ways(phrases.TASK)).format(t=t, T=capital(t)), f"Use {command}. For example: {example}"
+        t, answer = r.choice(tasks), f"Use {command}. For example: {example}"
+        if r.random() < 0.15:
+            g = gerund(t)
+            return r.choice(ways(phrases.TASK_ING)).format(g=g, G=capital(g)), answer
+        return r.choice(ways(phrases.TASK)).format(t=t, T=capital(t)), answer
 
     def example(self, r):
         if r.random() < 0.6:
@@ -186,20 +203,31 @@ class Talk:
         which = r.random()
         if which < 0.2:
             name = self.nonsense(r)
-            return r.choice(ways(phrases.WHAT) + ways(phrases.WORD)).format(n=name, w=name), f"I do not know {name}."
-        if which < 0.45:
+            way = r.choice((phrases.WHAT, phrases.WHAT, phrases.WORD, phrases.PACKAGE_OF, phrases.PACKAGE, phrases.EXAMPLE))
+            return r.choice(ways(way)).format(n=name, w=name, c=name), f"I do not know {name}."
+        if which < 0.42:
             word = r.choice(self.others)
             return self.ask_word(r, word, True), f"I do not know {word}."
-        if which < 0.62:
-            return r.choice(self.unknown), UNKNOWN
-        if which < 0.66:
+        return self.out_of_scope(r, (which - 0.42) / 0.58), UNKNOWN
+
+    def out_of_scope(self, r, which):
+        """A question that has no answer here; @which in [0, 1) is its kind."""
+        if which < 0.3:
+            return r.choice(self.unknown)
+        if which < 0.36:
             tool = r.choice([t for t in self.tools if t.name != "add"])
-            return r.choice(tool.ask).format(**tool.fields(r)), UNKNOWN
+            return r.choice(tool.ask).format(**tool.fields(r))
+        if which < 0.42:
+            way = r.choice((phrases.ADD, phrases.SUBTRACT, phrases.OTHER_SUM))
+            return r.choice(ways(way)).format(x=r.randint(21, 999), y=r.randint(21, 999))
+        if which < 0.48:
+            return r.choice(ways(phrases.OTHER_PLACE)).format(x=r.choice(r.choice(self.capitals)))
+        if which < 0.52:
+            return r.choice(ways(phrases.CAPITAL)).format(x=capital(r.choice((self.nonsense(r), r.choice(self.nouns)))))
         noun = r.choice([n for n in r.choices(self.nouns, k=4) if n not in COMPUTER] or ["horse"])
         verb = r.choice([v for v in r.choices(self.verbs, k=4) if v not in self.sense] or ["admire"])
-        question = r.choice(ways(phrases.OTHER)).format(
+        return r.choice(ways(phrases.OTHER)).format(
             n=noun, m=r.choice(self.nouns), a=r.choice(self.adjectives), v=verb, N=r.choice(list(story.NAMES)))
-        return question, UNKNOWN
 
     def nonsense(self, r):
         while True:
@@ -294,10 +322,10 @@ class Talk:
             return question.lower()
         if which < 0.12:
             return question.rstrip("?.")
-        if which < 0.15:
-            return "Please: " + question
         if which < 0.18:
-            return r.choice(("Hello. ", "Hi. ", "Hi! ", "OK. ", "And another question: ", "Hey, ", "Now: ")) + question
+            return r.choice(ways(phrases.BEFORE)) + " " + question
+        if which < 0.23:
+            return question.rstrip("?.") + " " + r.choice(ways(phrases.AFTER_ALL))
         return question
 
     def turn(self, r, question, segments):
