@@ -153,11 +153,11 @@ class Experts(Function):
         n, used = weight.shape
         d, f = down.shape[1:]
         x = h.index_select(0, routing.token)
-        gu, a, y = (torch.empty(n * used, m, dtype=BF16) for m in (2 * f, f, d))
+        gu, a, y = (torch.empty(len(x), m, dtype=BF16) for m in (2 * f, f, d))
         spans = [(e, slice(i, j)) for e, (i, j) in enumerate(zip(routing.limits, routing.limits[1:])) if i < j]
         for e, rows in spans:
             torch.mm(x[rows], gate_up[e].t(), out=gu[rows])
-        k_gate_forward(at(gu), at(gu, f), 2 * f, at(a), n * used, f)
+        k_gate_forward(at(gu), at(gu, f), 2 * f, at(a), len(x), f)
         for e, rows in spans:
             torch.mm(a[rows], down[e].t(), out=y[rows])
         out = torch.empty(n, d)
@@ -172,14 +172,14 @@ class Experts(Function):
         g = g.contiguous()
         n, used = weight.shape
         d, f = down.shape[1:]
-        gy, g_weight = torch.empty_like(y), torch.empty_like(weight)
+        gy, g_weight = torch.zeros_like(y), torch.empty_like(weight)  # zeros: rows that pad
         k_scatter_backward(at(g), at(y), at(back), at(weight), at(gy), at(g_weight), n, used, d)
         g_gate_up, g_down = torch.zeros_like(gate_up), torch.zeros_like(down)
         ga, g_gu, gx = torch.empty_like(a), torch.empty_like(gu), torch.empty_like(x)
         for e, rows in ctx.spans:
             torch.mm(gy[rows], down[e], out=ga[rows])
             torch.mm(gy[rows].t(), a[rows], out=g_down[e])
-        k_gate_backward(at(ga), at(gu), at(gu, f), 2 * f, at(g_gu), at(g_gu, f), n * used, f)
+        k_gate_backward(at(ga), at(gu), at(gu, f), 2 * f, at(g_gu), at(g_gu, f), len(x), f)
         for e, rows in ctx.spans:
             torch.mm(g_gu[rows], gate_up[e], out=gx[rows])
             torch.mm(g_gu[rows].t(), x[rows], out=g_gate_up[e])

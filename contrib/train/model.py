@@ -16,6 +16,8 @@ CONFIG = {
     "eps": 1e-6, "cap": 30.0, "base": 10000.0, "full_base": 1000000.0, "turned": 0.25,
 }
 
+PAD = 32  # rows
+
 
 def new_params(c, seed):
     """Matrices at random; norms so that the residual stream starts small and the logits flat."""
@@ -82,16 +84,22 @@ def rope(c, n, full):
 
 
 class Routing:
-    """Who computes what: rows sorted by expert, and the way back."""
+    """Who computes what: rows sorted by expert, and the way back. An expert's rows are a multiple of PAD, for
+    oneDNN makes a program for each shape, which takes longer than the product; those beyond its own are never
+    looked at."""
 
     def __init__(self, chosen, n_expert):
         flat = chosen.reshape(-1)
-        order = torch.argsort(flat, stable=True)
         count = torch.bincount(flat, minlength=n_expert)
+        room = torch.div(count + PAD - 1, PAD, rounding_mode="floor") * PAD
+        order = torch.argsort(flat, stable=True)
+        shift = (room.cumsum(0) - room) - (count.cumsum(0) - count)
+        row = torch.arange(len(flat)) + shift[flat[order]]
         self.at = torch.empty_like(order)  # [token * used] -> row
-        self.at[order] = torch.arange(len(order))
-        self.token = torch.div(order, chosen.shape[1], rounding_mode="floor")  # [row] -> token
-        self.limits = [0] + count.cumsum(0).tolist()  # rows of expert e: limits[e] .. limits[e + 1]
+        self.at[order] = row
+        self.limits = [0] + room.cumsum(0).tolist()  # rows of expert e: limits[e] .. limits[e + 1]
+        self.token = torch.zeros(self.limits[-1], dtype=torch.int64)  # [row] -> token
+        self.token[row] = torch.div(order, chosen.shape[1], rounding_mode="floor")
         self.share = count.float() / len(flat)
 
 

@@ -27,6 +27,7 @@ import torch
 import bpe
 import fused
 import model
+from model import PAD
 from talk import Talk
 
 LEARNED_OF_QUESTIONS = 0.2
@@ -82,8 +83,9 @@ class Rows:
         """ids [n][length], what follows each [n * length], and which of those are learned"""
         both = [self.row(length) for _ in range(n)]
         ids = torch.tensor([ids for ids, _ in both])
-        learned = torch.tensor([learned for _, learned in both]).view(-1)
-        return ids[:, :-1].contiguous(), ids[:, 1:].reshape(-1), learned.nonzero()[:, 0]
+        learned = torch.tensor([learned for _, learned in both]).view(-1).nonzero()[:, 0]
+        learned = learned[torch.randperm(len(learned))[:len(learned) // PAD * PAD]]
+        return ids[:, :-1].contiguous(), ids[:, 1:].reshape(-1), learned
 
 
 class Training:
