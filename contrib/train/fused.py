@@ -174,7 +174,10 @@ class Experts(Function):
         d, f = down.shape[1:]
         gy, g_weight = torch.zeros_like(y), torch.empty_like(weight)  # zeros: rows that pad
         k_scatter_backward(at(g), at(y), at(back), at(weight), at(gy), at(g_weight), n, used, d)
-        g_gate_up, g_down = torch.zeros_like(gate_up), torch.zeros_like(down)
+        g_gate_up, g_down = torch.empty_like(gate_up), torch.empty_like(down)
+        for e in set(range(len(down))) - {e for e, _ in ctx.spans}:
+            g_gate_up[e].zero_()
+            g_down[e].zero_()
         ga, g_gu, gx = torch.empty_like(a), torch.empty_like(gu), torch.empty_like(x)
         for e, rows in ctx.spans:
             torch.mm(gy[rows], down[e], out=ga[rows])

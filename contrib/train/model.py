@@ -149,9 +149,8 @@ class Model:
         h = ops.gate(ops.linear(h, w("ffn_gate.weight")), ops.linear(h, w("ffn_up.weight")))
         shared = ops.norm_out(ops.linear(h, w("ffn_down.weight")), w("post_ffw_norm_1.weight"), eps)
 
-        score = F.linear(ops.norm_out(x, w("ffn_gate_inp.scale"), eps) * self.c["width"] ** -0.5,
-                         w("ffn_gate_inp.weight"))
-        p = torch.softmax(score, -1)
+        score = F.linear(ops.norm_out(x, w("ffn_gate_inp.scale"), eps), w("ffn_gate_inp.weight"))
+        p = torch.softmax(score * self.c["width"] ** -0.5, -1)
         weight, chosen = torch.topk(p, self.c["used"], -1)
         weight = weight / weight.sum(-1, keepdim=True) * w("ffn_down_exps.scale")[chosen]
         routing = Routing(chosen, self.c["experts"])

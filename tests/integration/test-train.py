@@ -106,8 +106,8 @@ class TestModel(unittest.TestCase):
         self.assertAlmostEqual(*losses, delta=0.01)
         for name, p in exact.items():
             got, want = low[name].grad.float().flatten(), p.grad.flatten()
-            self.assertGreater(torch.dot(got, want), 0.97 * got.norm() * want.norm(), name)
-            self.assertAlmostEqual((got.norm() / want.norm()).item(), 1, delta=0.1, msg=name)
+            # A scale of the last layer changes nothing: its gradient is what rounding leaves.
+            self.assertLess((got - want).norm(), 0.25 * want.norm() + 1e-4, name)
 
     def test_adamw(self):
         """One step after PyTorch's own."""
