@@ -21,7 +21,10 @@ import time
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "python"))
-import moed
+try:
+    import moed
+except ImportError:
+    sys.exit(77)  # no msgpack
 import safety
 import tools
 from talk import Talk, rows
