@@ -114,7 +114,7 @@ class Talk:
         self.any_safe = Choice(safe, [WEIGHT[c["level"]] for c in safe])
         self.dangers += [c["what"] for c in back if safety.dangerous_name(c["name"])]
         self.dangerous = [c["name"] for c in self.commands if safety.dangerous_name(c["name"])] + safety.NAMES
-        self.any_word = Choice(self.words, [3.0 if w["level"] == 1 else 0.4 for w in self.words])
+        self.any_word = Choice(self.words, [3.0 if w["level"] == 1 else 0.8 for w in self.words])
         self.with_same = [w for w in self.words if w["same"]][:300]
         self.others = [w for w in self.others if w not in self.by_name]
         self.not_nouns = set(self.by_name) | {c[0].split(" ", 1)[-1] for c in self.concepts}

@@ -16,9 +16,11 @@ import signal
 import sys
 import time
 
-# Products in bfloat16 and the widest vectors; big buffers stay in the heap, for page faults cost a tenth.
-SETTINGS = {"OMP_NUM_THREADS": "1", "ATEN_CPU_CAPABILITY": "avx512", "MALLOC_MMAP_MAX_": "0",
-            "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+# Big buffers stay in the heap, for page faults cost a tenth. PyTorch takes the widest vectors only when told.
+SETTINGS = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000",
+            "MALLOC_TOP_PAD_": "268435456"}
+if " avx512bw " in pathlib.Path("/proc/cpuinfo").read_text():
+    SETTINGS["ATEN_CPU_CAPABILITY"] = "avx512"
 if __name__ == "__main__" and not SETTINGS.items() <= os.environ.items():
     os.execve(sys.executable, [sys.executable] + sys.argv, {**os.environ, **SETTINGS})
 
