@@ -475,6 +475,70 @@ INLINE void tall(struct form f, const uint8_t *w, const uint8_t *follow, size_t 
         tile(f, w, g + 1 < n_g ? w + group : follow, group, 1, n, a, n_m, NULL, zero, y, y_stride);
 }
 
+/* What one activation row adds to @sum. Each word of it is spread once for both groups. */
+INLINE void meet(const struct step *u, uint32_t n_g, const int8_t *q, const int32_t *term,
+                 float *sum) {
+    const __m512 d = spread_ps(term);
+    __m512i p[2][N_G];
+
+#pragma GCC unroll 2
+    for (uint32_t h = 0; h < 2; h++) {
+#pragma GCC unroll 2
+        for (uint32_t g = 0; g < n_g; g++)
+            p[h][g] = spread(term + 1 + h);
+#pragma GCC unroll 4
+        for (uint32_t v = 4 * h; v < 4 * h + 4; v++) {
+            __m512i x = spread(q + 4 * v);
+
+#pragma GCC unroll 2
+            for (uint32_t g = 0; g < n_g; g++)
+                p[h][g] = _mm512_dpbusd_epi32(p[h][g], u[g].q[v], x);
+        }
+    }
+#pragma GCC unroll 2
+    for (uint32_t g = 0; g < n_g; g++) {
+        __m512 t = _mm512_mul_ps(_mm512_cvtepi32_ps(p[0][g]), u[g].d[0]);
+
+        t = _mm512_fmadd_ps(_mm512_cvtepi32_ps(p[1][g]), u[g].d[1], t);
+        _mm512_store_ps(sum + g * R, _mm512_fmadd_ps(t, d, _mm512_load_ps(sum + g * R)));
+    }
+}
+
+/* As tile(), for many rows where scales are for 16: unpacked in registers once for all rows. Codes
+ * of two groups leave no room for sums, which go through the L1 instead. The loop over rows is
+ * small: unrolled it is more than the CPU keeps decoded. */
+INLINE void rows_16(struct form f, const uint8_t *w, const uint8_t *follow, size_t group,
+                    uint32_t n_g, uint32_t n, struct acts a, uint32_t n_m, bool zero, float *y,
+                    size_t y_stride) {
+    const uint32_t per_block = f.block / STEP, size = R * f.size / per_block;
+    float sum[N_CHUNK][N_G * R] __attribute__((aligned(64)));
+
+    for (uint32_t m = 0; m < n_m; m++)
+        for (uint32_t i = 0; i < n_g * R; i++)
+            sum[m][i] = zero ? 0 : y[m * y_stride + i];
+    for (uint32_t k = 0; k < n; k += per_block, w += per_block * size) {
+        uint32_t left = (n - k) * size;
+        const uint8_t *ahead = left > AHEAD ? w + AHEAD : follow + (AHEAD - left);
+
+#pragma GCC unroll 8
+        for (uint32_t i = 0; i < per_block; i++, a.q += STEP, a.term += n_term(f)) {
+            struct step u[N_G];
+
+            __asm__ volatile("" ::: "memory");
+#pragma GCC unroll 2
+            for (uint32_t g = 0; g < n_g; g++)
+                f.unpack(w + g * group, i, false, &u[g]);
+            for (uint32_t m = 0; m < n_m; m++) {
+                if (m * 64 < size)
+                    fetch(ahead + i * size + m * 64, group, n_g, 0, 64);
+                meet(u, n_g, a.q + m * a.q_stride, a.term + m * a.term_stride, sum[m]);
+            }
+        }
+    }
+    for (uint32_t m = 0; m < n_m; m++)
+        memcpy(y + m * y_stride, sum[m], n_g * R * sizeof(float));
+}
+
 /* Steps of @n_g groups, unpacked in memory, and how activation rows meet them: in @n_tile tiles of
  * @n_m rows, the last @n_more of them of one more. */
 struct kept {
@@ -493,39 +557,29 @@ INLINE void kept_tile(struct form f, const struct kept *w, uint32_t n_g, struct 
     const struct step(*u)[N_G] = w->u, (*end)[N_G] = u + w->n;
     const uint8_t *next = w->next;
     const size_t size = w->size, group = w->group;
-    __m512 s[N_G][N_TALL], t[N_G][N_M];
+    __m512 s[N_G][N_TALL];
 
     load_sums(s, n_g, n_m, false, y, y_stride);
     for (; u < end; u++, next += size, a.q += STEP, a.term += n_term(f)) {
         __m512i p[N_G][N_M];
 
         fetch(next, group, n_g, from, to);
-#pragma GCC unroll 2
-        for (uint32_t h = 0; h < 2; h++) {
 #pragma GCC unroll 8
-            for (uint32_t m = 0; m < n_m; m++)
+        for (uint32_t m = 0; m < n_m; m++)
 #pragma GCC unroll 2
-                for (uint32_t g = 0; g < n_g; g++)
-                    if (h == 0 || f.d_16)
-                        p[g][m] = f.offset ? spread(a.term + m * a.term_stride + 1 + h)
-                                           : _mm512_setzero_si512();
-#pragma GCC unroll 4
-            for (uint32_t v = 4 * h; v < 4 * h + 4; v++)
+            for (uint32_t g = 0; g < n_g; g++)
+                p[g][m] =
+                    f.offset ? spread(a.term + m * a.term_stride + 1) : _mm512_setzero_si512();
 #pragma GCC unroll 8
-                for (uint32_t m = 0; m < n_m; m++) {
-                    __m512i x = spread(a.q + m * a.q_stride + 4 * v);
+        for (uint32_t v = 0; v < 8; v++)
+#pragma GCC unroll 8
+            for (uint32_t m = 0; m < n_m; m++) {
+                __m512i x = spread(a.q + m * a.q_stride + 4 * v);
 
 #pragma GCC unroll 2
-                    for (uint32_t g = 0; g < n_g; g++)
-                        p[g][m] = _mm512_dpbusd_epi32(p[g][m], (*u)[g].q[v], x);
-                }
-#pragma GCC unroll 8
-            for (uint32_t m = 0; m < n_m; m++)
-#pragma GCC unroll 2
                 for (uint32_t g = 0; g < n_g; g++)
-                    if (f.d_16 && h == 0)
-                        t[g][m] = _mm512_mul_ps(_mm512_cvtepi32_ps(p[g][m]), (*u)[g].d[0]);
-        }
+                    p[g][m] = _mm512_dpbusd_epi32(p[g][m], (*u)[g].q[v], x);
+            }
 #pragma GCC unroll 8
         for (uint32_t m = 0; m < n_m; m++) {
             const int32_t *term = a.term + m * a.term_stride;
@@ -533,13 +587,8 @@ INLINE void kept_tile(struct form f, const struct kept *w, uint32_t n_g, struct 
 
 #pragma GCC unroll 2
             for (uint32_t g = 0; g < n_g; g++) {
-                __m512 v = _mm512_cvtepi32_ps(p[g][m]);
-
-                if (f.d_16)
-                    s[g][m] =
-                        _mm512_fmadd_ps(_mm512_fmadd_ps(v, (*u)[g].d[1], t[g][m]), d, s[g][m]);
-                else
-                    s[g][m] = _mm512_fmadd_ps(v, _mm512_mul_ps((*u)[g].d[0], d), s[g][m]);
+                s[g][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(p[g][m]),
+                                          _mm512_mul_ps((*u)[g].d[0], d), s[g][m]);
                 if (f.has_m)
                     s[g][m] = _mm512_fmadd_ps((*u)[g].m, spread_ps(term + 1), s[g][m]);
             }
@@ -571,7 +620,7 @@ INLINE void kept_rows(struct form f, const struct kept *w, uint32_t n_g, struct 
     }
 }
 
-/* Formats differ in three ways once they are unpacked. */
+/* Formats differ in two ways once they are unpacked. */
 #define KEPT(KIND, ...)                                                                            \
     static __attribute__((noinline)) void kept_##KIND(const struct kept *w, struct acts a,         \
                                                       float(*sum)[N_G * R]) {                      \
@@ -584,14 +633,14 @@ INLINE void kept_rows(struct form f, const struct kept *w, uint32_t n_g, struct 
     }
 KEPT(offset, .offset = 1)
 KEPT(m, .has_m = true)
-KEPT(16, .offset = 1, .d_16 = true)
 
-/* As tile(), for many rows: 256 columns are unpacked once, to the L1, and meet all of them. */
+/* As tile(), for many rows where scales are for 32: 256 columns are unpacked once, to the L1, and
+ * meet all of them. */
 INLINE void tiles(struct form f, const uint8_t *w, const uint8_t *follow, size_t group,
                   uint32_t n_g, uint32_t n_step, struct acts a, uint32_t n_m, bool zero, float *y,
                   size_t y_stride) {
     const uint32_t size = R * f.size / (f.block / STEP);
-    const uint32_t rest = n_m - f.first, most = f.d_16 ? 4 : N_M, n_tile = (rest + most - 1) / most;
+    const uint32_t rest = n_m - f.first, n_tile = (rest + N_M - 1) / N_M;
     struct kept kept = {
         .n_g = n_g,
         .n_tile = n_tile,
@@ -618,9 +667,7 @@ INLINE void tiles(struct form f, const uint8_t *w, const uint8_t *follow, size_t
         tile(f, w, kept.next, group, n_g, n, a, f.first, u, false, sum[0], N_G * R);
         b.q += f.first * a.q_stride;
         b.term += f.first * a.term_stride;
-        if (f.d_16)
-            kept_16(&kept, b, sum + f.first);
-        else if (f.has_m)
+        if (f.has_m)
             kept_m(&kept, b, sum + f.first);
         else
             kept_offset(&kept, b, sum + f.first);
@@ -636,6 +683,10 @@ INLINE void tiles(struct form f, const uint8_t *w, const uint8_t *follow, size_t
 INLINE void mul_groups(struct form f, const uint8_t *w, const uint8_t *follow, size_t group,
                        uint32_t n_g, uint32_t n, struct acts a, uint32_t n_m, bool zero, float *y,
                        size_t y_stride) {
+    if (f.d_16 && n_m > 6) {
+        rows_16(f, w, follow, group, n_g, n, a, n_m, zero, y, y_stride);
+        return;
+    }
     // clang-format off
     switch (n_m) {
     case 1:
