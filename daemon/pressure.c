@@ -15,6 +15,7 @@
 
 #include "daemon/pressure.h"
 #include "engine/base/log.h"
+#include "engine/engine.h"
 
 #define PSI_PATH "/proc/pressure/memory"
 #define PSI_SIGN "some 200000 2000000" /* usec stalled, of so many */
@@ -59,6 +60,13 @@ static void on_calm(evutil_socket_t fd, short what, void *arg) {
         set_level(p, p->level - 1);
 }
 
+/* Bytes to spare that are enough, whatever stalls. */
+static uint64_t ample(void) {
+    uint64_t eighth = (uint64_t)sysconf(_SC_PHYS_PAGES) / 8 * (uint64_t)sysconf(_SC_PAGESIZE);
+
+    return eighth < PRESSURE_AMPLE ? eighth : PRESSURE_AMPLE;
+}
+
 /* Usec that the kernel says tasks were stalled so far, in the line that @s->kind begins.
  * Return: does it say so? */
 static bool read_total(const struct source *s, uint64_t *ret_total) {
@@ -73,8 +81,9 @@ static bool read_total(const struct source *s, uint64_t *ret_total) {
     return at && sscanf(at, "total=%" SCNu64, ret_total) == 1;
 }
 
-/* Was there as much stall as was asked for since the last sign? Of a trigger that is new, kernels
- * may take for its first window all the stall there ever was. */
+/* Was there as much stall as was asked for since the last sign, and is it for want of memory? Of a
+ * trigger that is new, kernels may take for its first window all the stall there ever was. And they
+ * count as stall that pages are read again which went long ago, as weights are after a start. */
 static bool is_true(struct source *s) {
     uint64_t total;
 
@@ -83,7 +92,7 @@ static bool is_true(struct source *s) {
     if (total - s->total < s->least)
         return false;
     s->total = total;
-    return true;
+    return engine_memory_spare() < ample();
 }
 
 /* Of a file the sign is that the epoll became readable; looking there again only clears that. */

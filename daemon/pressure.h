@@ -16,7 +16,9 @@
  *   stalled for half of two seconds is a sign that leads to the last level at once.
  *
  * A FIFO or socket gives a sign when something can be read, another file by POLLPRI; /dev/null
- * never does, and so turns this off.
+ * never does, and so turns this off. A sign of the kernel's does not count while others can have
+ * PRESSURE_AMPLE bytes, or an eighth of a small machine, without a page of ours given up: reading
+ * what is not in memory yet, such as weights after a start, is stall as well.
  *
  * Owner:  the daemon thread.
  * Source: Documentation/accounting/psi.rst of the Linux kernel; "Memory Pressure Handling in
@@ -31,6 +33,8 @@ struct event_base;
 struct pressure;
 
 enum { PRESSURE_MAX = 4 /* the last level; 0 is calm */ };
+
+#define PRESSURE_AMPLE (UINT64_C(2) << 30) /* bytes */
 
 typedef void pressure_fn(void *arg, unsigned level);
 

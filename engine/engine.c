@@ -557,6 +557,10 @@ uint64_t engine_memory(void) {
     return quota_memory("");
 }
 
+uint64_t engine_memory_spare(void) {
+    return quota_spare("");
+}
+
 int engine_usable(void) {
     AUTO(topo_free) struct topo *t = NULL;
     int r = topo_new(&t);

@@ -93,6 +93,8 @@ void engine_hold(struct engine *e, enum engine_hold hold);
 int engine_forget(struct engine *e, uint32_t uid);
 /* Bytes of memory to be had now, within what control groups allow. UINT64_MAX: not known. */
 uint64_t engine_memory(void);
+/* The same, before a page of ours that a file has, too, would have to go. */
+uint64_t engine_memory_spare(void);
 /* Workers that a load would take now: one a usable core, as cpuset and quota are at this moment.
  * Return: their number, or -errno. */
 int engine_usable(void);

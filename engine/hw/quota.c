@@ -184,17 +184,36 @@ uint32_t quota_cpu(const char *root) {
     return n < UINT32_MAX ? (uint32_t)n : 0;
 }
 
+/* KiB in the line "@key: N kB" of @root/@path; UINT64_MAX: there is none. */
+static uint64_t kib_in(const char *root, const char *path, const char *key) {
+    char full[PATH_MAX], line[256], found[64];
+    AUTO(fclose) FILE *f = NULL;
+    uint64_t kib;
+
+    if (snprintf(full, sizeof full, "%s%s", root, path) >= (int)sizeof full)
+        return UINT64_MAX;
+    f = fopen(full, "re");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "%63[^:]: %" SCNu64, found, &kib) == 2 && strcmp(found, key) == 0)
+            return kib;
+    return UINT64_MAX;
+}
+
 uint64_t quota_memory(const char *root) {
     static const struct kind kind = { "memory", memory_v2, memory_v1 };
-    uint64_t least = tightest(root, &kind), free_kib;
-    char path[PATH_MAX], line[256];
-    AUTO(fclose) FILE *f = NULL;
+    uint64_t least = tightest(root, &kind);
+    uint64_t kib = kib_in(root, "/proc/meminfo", "MemAvailable");
 
-    if (snprintf(path, sizeof path, "%s/proc/meminfo", root) >= (int)sizeof path)
-        return least;
-    f = fopen(path, "re");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %" SCNu64, &free_kib) == 1 && free_kib < least / 1024)
-            least = free_kib * 1024;
-    return least;
+    return kib < least / 1024 ? kib * 1024 : least;
+}
+
+uint64_t quota_spare(const char *root) {
+    uint64_t n = quota_memory(root);
+    uint64_t mapped = kib_in(root, "/proc/self/status", "RssFile");
+    uint64_t locked = kib_in(root, "/proc/self/status", "VmLck"); /* is not counted as free */
+
+    if (n == UINT64_MAX || mapped == UINT64_MAX || mapped <= locked)
+        return n;
+    mapped = (mapped - locked) * 1024;
+    return mapped < n ? n - mapped : 0;
 }

@@ -19,3 +19,7 @@ uint32_t quota_cpu(const char *root);
 /* Bytes of memory to be had: free or free at once, and no more than what the control groups allow
  * besides what they use. The page cache counts as free. UINT64_MAX: not known. */
 uint64_t quota_memory(const char *root);
+
+/* The same, without what this process has mapped of files: what others can have before a page of
+ * ours has to go. */
+uint64_t quota_spare(const char *root);

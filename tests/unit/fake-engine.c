@@ -160,6 +160,10 @@ uint64_t engine_memory(void) {
     return fake.memory;
 }
 
+uint64_t engine_memory_spare(void) {
+    return 0;
+}
+
 int engine_weights(const struct engine *e) {
     return fake.weights_fd;
 }

@@ -245,6 +245,24 @@ static void test_quota_v2_parents(void **state) {
     assert_int_equal(quota_cpu(fake_root), 2);
 }
 
+/* What others can have: the page cache is free, but for what is mapped here. */
+static void test_quota_spare(void **state) {
+    assert_true(quota_spare(fake_root) == UINT64_MAX);
+    put("proc/meminfo", "MemTotal:  24000000 kB\nMemAvailable:   2048 kB\n");
+    assert_int_equal(quota_spare(fake_root), 2 << 20);
+    put("proc/self/status", "VmLck:\t 0 kB\nRssAnon:\t 1976 kB\nRssFile:\t 1024 kB\n");
+    assert_int_equal(quota_spare(fake_root), 1 << 20);
+    put("proc/self/cgroup", "0::/a/b\n"); /* of a group, too, files do not count as used */
+    put("sys/fs/cgroup/a/memory.max", "1572864\n");
+    put("sys/fs/cgroup/a/memory.current", "1500000\n");
+    put("sys/fs/cgroup/a/memory.stat", "active_file 1000000\ninactive_file 500000\n");
+    assert_int_equal(quota_spare(fake_root), 1 << 19);
+    put("proc/self/status", "VmLck:\t 512 kB\nRssFile:\t 1024 kB\n");
+    assert_int_equal(quota_spare(fake_root), 1 << 20);
+    put("proc/self/status", "VmLck:\t 0 kB\nRssFile:\t 4096 kB\n");
+    assert_int_equal(quota_spare(fake_root), 0);
+}
+
 /* What is free, and no more than the group and its parents may use. */
 static void test_quota_memory(void **state) {
     assert_true(quota_memory(fake_root) == UINT64_MAX);
@@ -319,6 +337,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(test_quota_v2, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota_v2_parents, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota_memory, make_root, remove_root),
+        cmocka_unit_test_setup_teardown(test_quota_spare, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota_v1, make_root, remove_root),
         cmocka_unit_test_setup_teardown(test_quota_hybrid, make_root, remove_root),
     };
