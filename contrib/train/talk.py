@@ -37,7 +37,9 @@ VOWELS = "a e i o u oo ee ai".split()
 ENDS = ["", "x", "n", "t", "ctl", "d", "r", "s"]
 WEIGHT = {1: 8.0, 2: 2.5, 3: 0.9}  # of a command, by level
 COMPUTER = {"file", "directory", "disk", "memory", "program", "process", "system", "user", "service", "computer", "machine",
-            "folder", "package", "network", "line", "text", "word", "number", "list", "table", "time", "date", "page"}
+            "folder", "package", "network", "line", "text", "word", "number", "list", "table", "time", "date", "page",
+            "screen", "printer", "internet", "keyboard", "mouse", "software", "password", "port", "window", "document", "mail",
+            "picture", "command", "server", "log", "data", "information", "answer", "story", "name", "language", "model"}
 
 
 def rows(name, n=-1):

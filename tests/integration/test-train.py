@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The recipe of the demo model, small: trained on one fact in a hundred, exported, and read by the engine.
 
-test-train.py MOE_EVAL RECIPE [unittest arguments]
+test-train.py MOE_EVAL RECIPE MOED [unittest arguments]      MOED: "" without the service
 """
 import os
 import pathlib
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import unittest
 
-MOE_EVAL, RECIPE = os.path.abspath(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1)).resolve()
+MOE_EVAL, RECIPE, MOED = os.path.abspath(sys.argv.pop(1)), pathlib.Path(sys.argv.pop(1)).resolve(), sys.argv.pop(1)
 sys.path.insert(0, str(RECIPE))
 import safety
 from talk import Talk
@@ -185,6 +185,14 @@ class TestTraining(unittest.TestCase):
             got[kind] = float(re.findall(r'"perplexity":([\d.]+)', self.moe_eval(path, "--perplexity", text))[0])
         for kind, most in (("F16", 0.005), ("Q8_0", 0.01), ("Q4_0", 0.2)):
             self.assertAlmostEqual(got[kind] / got["F32"], 1, delta=most, msg=str(got))
+
+    @unittest.skipUnless(MOED, "the service is not built")
+    def test_evaluation(self):
+        path, answers = self.dir / "evaluated.gguf", self.dir / "answers"
+        export.export(torch.load(self.dir / "checkpoint.pt"), path, "Q8_0")
+        said = run(RECIPE / "evaluate.py", os.path.abspath(MOED), path, SAMPLE, "--only", "tools", "--answers", answers)
+        self.assertRegex(said, r"tool calls +\d+ of +50 ")
+        self.assertEqual(len(answers.read_text().splitlines()), 50)
 
 
 if __name__ == "__main__":
