@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "client/moectl.h"
+#include "client/moectl-line.h"
 
 /* The conversation. The service has it in a session; a copy stays here, for when that restarts
  * or closes it. Contents are owned, roles are static. */
@@ -14,8 +14,11 @@ struct talk {
     size_t n, size;
     uint64_t session;
     bool open, resumed;
-    char *token;      /* what it was saved under; NULL: it was not */
-    uint32_t reading; /* the call that has it evaluated while the user types; 0: none */
+    char *token;           /* what it was saved under; NULL: it was not */
+    uint32_t reading;      /* the call that has it evaluated while the user types; 0: none */
+    struct ctl_text files; /* what /file said; goes with the next question */
+    char *model;           /* what /model said; NULL: nothing */
+    struct ctl_usage last; /* of the last answer */
 };
 
 static int talk_add(struct talk *t, const char *role, const char *content) {
@@ -58,6 +61,7 @@ static int talk_begin(struct ctl *c, struct talk *t) {
     if (t->open && c->m)
         (void)moe_session_close_wait(c->m, t->session);
     talk_cut(t, 0);
+    t->files.n = 0;
     t->open = t->resumed = false;
     free(t->token);
     t->token = NULL;
@@ -132,6 +136,7 @@ static int say(struct ctl *c, struct talk *t, const char *line) {
     int code, r = 0;
 
     code = talk_ask(c, t, line, &a);
+    t->last = a.usage;
     if (!c->out_tty && a.last && a.last != '\n')
         (void)fputc('\n', stdout);
     (void)ctl_flush();
@@ -187,13 +192,17 @@ static void on_read(struct moe *m, uint32_t id, const struct moe_value *result,
 }
 
 /* What the service has not kept of it is evaluated while the user types. */
-static int resume(struct ctl *c, struct talk *t) {
+static int resume(struct ctl *c, struct talk *t, const char *token) {
     struct moe_map *p = moe_map_new();
-    int r = moe_session_restore_wait(c->m, c->resume, &t->session);
+    uint64_t session;
+    int r = moe_session_restore_wait(c->m, token, &session);
 
     if (r >= 0) {
+        (void)talk_begin(c, t); /* the instructions are in what was kept */
+        talk_cut(t, 0);
+        t->session = session;
         t->open = t->resumed = true;
-        t->token = strdup(c->resume);
+        t->token = strdup(token);
         moe_map_uint(p, "session", t->session);
         (void)moe_call(c->m, "session.append", p, on_read, NULL, t, &t->reading);
     }
@@ -201,42 +210,169 @@ static int resume(struct ctl *c, struct talk *t) {
     return r < 0 ? ctl_complain_errno(c, r) : EXIT_OK;
 }
 
-/* A line with a slash. Return: true to go on. */
-static bool obey(struct ctl *c, struct talk *t, const char *line) {
-    if (!strcmp(line, "/quit") || !strcmp(line, "/exit"))
-        return false;
-    if (!strcmp(line, "/reset") && !talk_begin(c, t))
-        (void)fputs("(forgotten)\n", stderr);
-    else if (!strcmp(line, "/save"))
-        (void)save(c, t);
-    else if (!strcmp(line, "/help"))
-        (void)fputs("/reset  forget the conversation\n"
-                    "/save   keep it for --resume\n"
-                    "/quit   end; so does Ctrl-D\n"
-                    "//…     say something that begins with a slash\n"
-                    "Ctrl-C  stop the answer\n",
-                    stderr);
-    else
-        (void)fprintf(stderr, "There is no %s; see /help.\n", line);
+/* ---- lines with a slash ---- */
 
+static bool do_quit(struct ctl *c, struct talk *t, const char *arg) {
+    (void)c, (void)t, (void)arg;
+    return false;
+}
+
+static bool do_reset(struct ctl *c, struct talk *t, const char *arg) {
+    (void)arg;
+    if (!talk_begin(c, t))
+        (void)fputs("(forgotten)\n", stderr);
     return true;
 }
 
-static void prompt_user(const struct ctl *c) {
-    if (isatty(STDIN_FILENO) && c->err_tty) {
-        (void)fputs("> ", stderr);
-        (void)fflush(stderr);
-    }
+static bool do_save(struct ctl *c, struct talk *t, const char *arg) {
+    (void)arg;
+    (void)save(c, t);
+    return true;
 }
 
-/* Lines and answers, to the end. Return: 0 or -errno. */
-static int talk_on(struct ctl *c, struct talk *t) {
+static bool do_load(struct ctl *c, struct talk *t, const char *arg) {
+    if (!*arg)
+        (void)fputs("Which? /save has told its token.\n", stderr);
+    else if (!(c->m ? 0 : ctl_connect(c)) && !resume(c, t, arg))
+        (void)fputs("(loaded)\n", stderr);
+    return true;
+}
+
+static bool do_file(struct ctl *c, struct talk *t, const char *arg) {
+    size_t before = t->files.n;
+
+    if (!*arg)
+        (void)fputs("Which file?\n", stderr);
+    else if (ctl_add_file(&t->files, arg))
+        t->files.n = before;
+    else if (memchr(t->files.p, 0, t->files.n)) {
+        t->files.n = before;
+        (void)ctl_complain(EXIT_FAILED, "%s: has a NUL byte in it, and so is no text", arg);
+    } else if (!c->quiet)
+        (void)fprintf(stderr, "(%s go with the next question)\n", ctl_bytes(t->files.n));
+    return true;
+}
+
+/* Another model goes on with what was said; it is in the next question's session. */
+static bool do_model(struct ctl *c, struct talk *t, const char *arg) {
+    const struct moe_value *v;
+    struct moe_map *p;
+
+    if (!*arg) {
+        (void)fprintf(stderr, "%s\n",
+                      *t->last.model      ? t->last.model
+                      : c->generate.model ? c->generate.model
+                                          : "the service's choice");
+        return true;
+    }
+    if (t->resumed) {
+        (void)fputs("What was loaded stays with its model; /reset begins another one.\n", stderr);
+        return true;
+    }
+    if (!c->m && ctl_connect(c))
+        return true;
+    p = moe_map_new();
+    moe_map_str(p, "id", arg);
+    if (ctl_call_with(c, "model.availability", p, MOE_FOREVER, &v))
+        return true;
+    if (!c->quiet)
+        (void)fprintf(stderr, "(%s goes on: %s)\n", arg, ctl_str(v, "state"));
+    if (t->open) /* after which @v is gone */
+        (void)moe_session_close_wait(c->m, t->session);
+    t->open = false;
+    free(t->token);
+    t->token = NULL;
+    free(t->model);
+    t->model = strdup(arg);
+    c->generate.model = t->model;
+    *t->last.model = 0;
+    return true;
+}
+
+static bool do_usage(struct ctl *c, struct talk *t, const char *arg) {
+    const struct ctl_usage *u = &t->last;
+    uint64_t tokens, available;
+
+    (void)arg;
+    if (t->open && c->m &&
+        moe_session_measure_wait(c->m, t->session, NULL, 0, &tokens, &available) >= 0)
+        (void)fprintf(stderr, "conversation: %ju tokens, of %ju that there is room for\n",
+                      (uintmax_t)tokens, (uintmax_t)available);
+    if (*u->model)
+        (void)fprintf(stderr,
+                      "last answer, by %s: %ju tokens read, %ju of them known before; %ju written,"
+                      " %.1f a second\n",
+                      u->model, (uintmax_t)u->n_prompt, (uintmax_t)u->n_cached,
+                      (uintmax_t)u->n_generated,
+                      u->decode_usec ? (double)u->n_generated * 1e6 / (double)u->decode_usec : 0);
+    else
+        (void)fputs("There was no answer yet.\n", stderr);
+    return true;
+}
+
+static bool do_help(struct ctl *c, struct talk *t, const char *arg);
+
+/* clang-format off */
+static const struct {
+    const char *name, *arg, *help;
+    bool (*run)(struct ctl *c, struct talk *t, const char *arg); /* Return: go on? */
+} slashes[] = {
+    { "file",  "FILE",    "add a file to the next question",           do_file  },
+    { "help",  "",        "this",                                      do_help  },
+    { "load",  "TOKEN",   "go on with a conversation that was kept",   do_load  },
+    { "model", "[MODEL]", "which one answers; let another one go on",  do_model },
+    { "quit",  "",        "end; so does Ctrl-D",                       do_quit  },
+    { "reset", "",        "forget the conversation",                   do_reset },
+    { "save",  "",        "keep it for /load and --resume",            do_save  },
+    { "usage", "",        "tokens of the conversation and the answer", do_usage },
+};
+/* clang-format on */
+
+static bool do_help(struct ctl *c, struct talk *t, const char *arg) {
+    (void)c, (void)t, (void)arg;
+    for (size_t i = 0; i < sizeof slashes / sizeof slashes[0]; i++)
+        (void)fprintf(stderr, "/%-5s %-8s %s\n", slashes[i].name, slashes[i].arg, slashes[i].help);
+    (void)fputs("//…             say something that begins with a slash\n"
+                "Ctrl-C          stop the answer\n",
+                stderr);
+    return true;
+}
+
+/* Return: true to go on. */
+static bool obey(struct ctl *c, struct talk *t, const char *line) {
+    size_t n = strcspn(line + 1, " \t");
+    const char *arg = line + 1 + n + strspn(line + 1 + n, " \t");
+
+    for (size_t i = 0; i < sizeof slashes / sizeof slashes[0]; i++)
+        if (strlen(slashes[i].name) == n && !strncmp(slashes[i].name, line + 1, n))
+            return slashes[i].run(c, t, arg);
+    (void)fprintf(stderr, "There is no %.*s; see /help.\n", (int)n + 1, line);
+    return true;
+}
+
+/* ---- lines and answers ---- */
+
+/* The question and, behind it, the files that were added. Return: 0 or -errno. */
+static int add_files(struct talk *t, struct ctl_text *line) {
+    int r;
+
+    if (!t->files.n)
+        return 0;
+    r = ctl_text_add(line, "\n\n", 2);
+    if (!r)
+        r = ctl_text_add(line, t->files.p, t->files.n);
+    t->files.n = 0;
+
+    return r;
+}
+
+/* To the end. Return: 0 or -errno. */
+static int talk_on(struct ctl *c, struct talk *t, struct line *in) {
     struct ctl_text line = { 0 };
     int r = 0;
 
     while (!r && !ctl_flush()) {
-        prompt_user(c);
-        r = ctl_read_line(c, &line);
+        r = line_read(in, &line);
         if (r == 2) {
             ctl_interrupted = 0;
             (void)fputc('\n', stderr);
@@ -250,7 +386,9 @@ static int talk_on(struct ctl *c, struct talk *t) {
                 break;
             continue;
         }
-        r = say(c, t, line.p + (line.p[0] == '/'));
+        r = add_files(t, &line);
+        if (!r)
+            r = say(c, t, line.p + (line.p[0] == '/'));
     }
     if (r == 1 && isatty(STDIN_FILENO) && c->err_tty)
         (void)fputc('\n', stderr);
@@ -262,24 +400,30 @@ static int talk_on(struct ctl *c, struct talk *t) {
 int verb_chat(struct ctl *c) {
     struct moe_map *more = moe_map_new();
     struct talk t = { 0 };
+    struct line *in = NULL;
     int code, r = 0;
 
     moe_map_str(more, "overflow", c->overflow ? c->overflow : "drop-oldest");
     c->generate.more = more;
     code = ctl_connect(c);
     if (!code && c->resume)
-        code = resume(c, &t);
+        code = resume(c, &t, c->resume);
     else if (!code)
         r = talk_begin(c, &t);
     if (!code && !c->quiet && isatty(STDIN_FILENO) && c->err_tty)
         (void)fputs("Ctrl-C stops an answer, Ctrl-D ends, /help for more.\n", stderr);
     if (!code && !r)
-        r = talk_on(c, &t);
+        r = line_new(&in, c, "> ");
+    if (!code && !r)
+        r = talk_on(c, &t, in);
     if (!code && !r && c->save)
         code = save(c, &t);
     if (t.reading) /* @t goes before it is answered */
         c->m = moe_close(c->m);
     talk_cut(&t, 0);
+    (void)line_free(in);
+    free(t.files.p);
+    free(t.model);
     free(t.token);
     free(t.messages);
     moe_map_free(more);

@@ -83,6 +83,12 @@ static void on_done(struct moe *m, uint32_t id, const struct moe_result *result,
             strcmp(result->stop_reason, "length") && strcmp(result->stop_reason, "deadline");
 
         put_result(a, result);
+        a->usage = (struct ctl_usage){ .n_prompt = result->n_prompt,
+                                       .n_cached = result->n_cached,
+                                       .n_generated = result->n_generated,
+                                       .decode_usec = result->decode_usec };
+        (void)snprintf(a->usage.model, sizeof a->usage.model, "%s",
+                       result->model ? result->model : "");
         a->n_dropped = moe_uint(moe_get(result->value, "dropped_messages"));
         a->code = whole ? EXIT_OK : EXIT_LIMIT;
     }

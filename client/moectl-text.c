@@ -89,7 +89,7 @@ static int add_fd(struct ctl_text *t, int fd, const char *name) {
     return r ? read_error(name, r) : 0;
 }
 
-static int add_file(struct ctl_text *t, const char *path) {
+int ctl_add_file(struct ctl_text *t, const char *path) {
     int fd, r;
 
     fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -116,7 +116,7 @@ int ctl_read_input(struct ctl *c, size_t first, struct ctl_text *ret) {
     if (r)
         return read_error("the argument", r);
     for (size_t i = 0; i < c->n_files && !r; i++)
-        r = add_file(ret, c->files[i]);
+        r = ctl_add_file(ret, c->files[i]);
     if (!r && (dash || !tty))
         r = add_fd(ret, STDIN_FILENO, "stdin");
     if (!r && !ret->n)
@@ -136,12 +136,16 @@ int ctl_read_prompt(struct ctl *c, size_t first, struct ctl_text *ret) {
 /* What was read beyond the last line. */
 static struct ctl_text pending;
 
-int ctl_read_line(struct ctl *c, struct ctl_text *ret) {
+int ctl_read_typed(struct ctl *c, const char *prompt, struct ctl_text *ret) {
     char buf[4096], *end;
     size_t len;
     ssize_t n;
     int r;
 
+    if (isatty(STDIN_FILENO) && c->err_tty) {
+        (void)fputs(prompt, stderr);
+        (void)fflush(stderr);
+    }
     ret->n = 0;
     for (;;) {
         end = pending.n ? memchr(pending.p, '\n', pending.n) : NULL;

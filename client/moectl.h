@@ -63,6 +63,12 @@ struct ctl_text {
     size_t n, size;
 };
 
+/* What an answer took; .model is "" when there was none. */
+struct ctl_usage {
+    uint64_t n_prompt, n_cached, n_generated, decode_usec;
+    char model[64];
+};
+
 /* One answer on its way to the terminal; .c is to be set, .text.p to be freed. */
 struct ctl_answer {
     struct ctl *c;
@@ -73,6 +79,7 @@ struct ctl_answer {
     int code;           /* to exit with */
     char last;          /* byte of the output */
     uint64_t n_dropped; /* messages the session went without */
+    struct ctl_usage usage;
 };
 
 /* Set by SIGINT, which is blocked outside of ctl_poll() and the *_wait() functions. */
@@ -127,9 +134,10 @@ int ctl_text_add(struct ctl_text *t, const char *s, size_t n); /* 0 or -errno; 1
  * "-" is stdin alone. Return: 0, or an exit code after a complaint. */
 int ctl_read_input(struct ctl *c, size_t first, struct ctl_text *ret);
 int ctl_read_prompt(struct ctl *c, size_t first, struct ctl_text *ret); /* no NUL is in it */
-/* A line of stdin without its end; answers the service meanwhile. Return: 0; 1: the end; 2:
- * interrupted; -errno. */
-int ctl_read_line(struct ctl *c, struct ctl_text *ret);
+int ctl_add_file(struct ctl_text *t, const char *path); /* what is in it, behind an empty line */
+/* A line of stdin without its end, after @prompt when it is a terminal; answers the service
+ * meanwhile. Return: 0; 1: the end; 2: interrupted; -errno. */
+int ctl_read_typed(struct ctl *c, const char *prompt, struct ctl_text *ret);
 
 /* moectl-run.c: ask what c->generate says, of a session or (NULL) of none, and show the answer as
  * it comes. Ctrl-C stops the answer. Return: an exit code. */

@@ -1,16 +1,20 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """moectl against a service that this script plays: test-moectl.py MOECTL"""
+import fcntl
 import json
 import os
+import pathlib
 import pty
 import re
 import select
 import signal
+import struct
 import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 import unittest
@@ -676,11 +680,11 @@ class Others(Case):
         self.assertEqual(json.loads(self.moectl("api-info", "--json=pretty").stdout), info)
 
 
-class Terminal(Case):
+class Pty(Case):
     """moectl on a pseudo terminal of its own."""
 
     def start(self, *args, **env):
-        env = self.env(TERM="dumb", **env)
+        env = self.env(**dict({"TERM": "dumb"}, **env))
         self.pid, self.tty = pty.fork()
         if self.pid == 0:
             os.execve(MOECTL, [MOECTL, *args], env)
@@ -717,6 +721,8 @@ class Terminal(Case):
         os.close(self.tty)
         return os.waitstatus_to_exitcode(status), rest.replace(b"\r\n", b"\n")
 
+
+class Terminal(Pty):
     def test_run_shows_thoughts_dimmed(self):
         self.serve(answers("yes", thoughts=["let me", " see"]))
         self.start("run", "hi", "--thinking")
@@ -900,6 +906,183 @@ class Terminal(Case):
         self.assertIn(b" 1000 ", self.moectl("sessions", "--all").stdout)
         self.assertEqual(self.service.params("session.list"), {"all": True})
         self.assertEqual(json.loads(self.moectl("sessions", "--json").stdout), {"sessions": sessions})
+
+
+class Editing(Pty):
+    """chat on a terminal that can do more, if it was built with libedit."""
+
+    def setUp(self):
+        self.home = tempfile.TemporaryDirectory()
+        self.addCleanup(self.home.cleanup)
+        linked = subprocess.run(["ldd", MOECTL], capture_output=True, text=True).stdout
+        if "libedit" not in linked:
+            self.skipTest("built without libedit")
+        self.serve(chats(answers("ok")))
+
+    def chat(self, *args, **env):
+        self.start("chat", "-q", *args, TERM="xterm", HOME=self.home.name, LC_ALL="C.UTF-8",
+                   XDG_STATE_HOME=self.home.name + "/state", **env)
+        self.expect(b"> ")
+
+    def said(self):
+        return [p["messages"][-1]["content"] for m, p in self.service.seen if m == "session.generate"]
+
+    def ask(self, keys, want):
+        self.type(keys + b"\r")
+        self.expect(b"ok")
+        self.expect(b"> ")
+        self.assertEqual(self.said()[-1], want)
+
+    def test_editing(self):
+        self.chat()
+        self.ask(b"helo\x1b[Dl", "hello")
+        self.ask("caf\u00e9\u00e9\x7f!".encode(), "caf\u00e9!")
+        self.ask(b"\x1b[A\x1b[A again", "hello again")
+        self.ask(b"\x1b[A\x01say ", "say hello again")
+        self.type(b"dropped\x03")
+        self.expect(b"> ")
+        self.ask(b"kept", "kept")
+        self.type(b"\x04")
+        self.assertEqual(self.end()[0], 0)
+
+    def test_terminal_is_as_it_was(self):
+        """While an answer is written, and at the end, it is what it was: Ctrl-C is a signal there."""
+        def generate(service, msgid, params):
+            service.notify("generate.delta", id=msgid, seq=0, kind="text", text="begun")
+            service.cancelled.wait(10)
+            service.error(msgid, 12, "Cancelled", "cancelled")
+        self.serve(chats({"generate": generate}))
+        self.pid, self.tty = pty.fork()
+        if self.pid == 0:
+            env = self.env(TERM="xterm", HOME=self.home.name, LC_ALL="C.UTF-8")
+            os.execve("/bin/sh", ["sh", "-c", 'trap : INT; stty -a >"$HOME/before"; "$0" chat; stty -a >"$HOME/after"; echo all done', MOECTL], env)
+        self.screen = b""
+        self.expect(b"> ")
+        self.type(b"go\r")
+        self.expect(b"begun")
+        self.type(b"\x03")
+        self.expect(b"stopped")
+        self.expect(b"> ")
+        self.type(b"\x03")
+        self.expect(b"> ")
+        self.type(b"/quit\r")
+        self.expect(b"all done")
+        self.assertEqual(self.end()[0], 0)
+        self.assertEqual(*(pathlib.Path(self.home.name, name).read_text() for name in ("before", "after")))
+        self.assertTrue(os.path.exists(self.home.name + "/.local/state/moectl/history"))
+
+    def test_history(self):
+        self.chat()
+        self.ask(b"first", "first")
+        self.ask("zw\u00f6lf".encode(), "zw\u00f6lf")
+        self.type(b"/quit\r")
+        self.assertEqual(self.end()[0], 0)
+        path = self.home.name + "/state/moectl/history"
+        self.assertEqual([os.stat(p).st_mode & 0o777 for p in (path, os.path.dirname(path))], [0o600, 0o700])
+        os.chmod(path, 0o644)
+        self.chat()
+        self.ask(b"\x1b[A\x1b[A", "zw\u00f6lf")
+        self.type(b"\x04")
+        self.assertEqual(self.end()[0], 0)
+        self.assertEqual(os.stat(path).st_mode & 0o777, 0o600)
+
+    def test_no_place_for_history(self):
+        os.symlink("/proc/none", self.home.name + "/state")
+        self.chat()
+        self.ask(b"one", "one")
+        self.ask(b"\x1b[A", "one")
+        self.type(b"\x04")
+        self.assertEqual(self.end()[0], 0)
+
+    def test_paste(self):
+        """Several lines are one question; a tab and an escape in them do nothing."""
+        self.chat()
+        self.ask(b"see: \x1b[200~one\rtwo\tx\n\nthree\x1b[201~!", "see: one\ntwo\tx\n\nthree!")
+        self.ask(b"\x1b[200~\x1b[201~a", "a")
+        self.ask(b"\x1b[A\x1b[A", "see: one\ntwo\tx\n\nthree!")
+        self.type(b"/quit\r")
+        self.assertEqual(self.end()[0], 0)
+
+    def test_stopped_and_resized(self):
+        self.chat()
+        self.type(b"hal")
+        self.expect(b"hal")
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitpid(self.pid, os.WUNTRACED)
+        t = termios.tcgetattr(self.tty)
+        t[3] |= termios.ICANON | termios.ECHO
+        termios.tcsetattr(self.tty, termios.TCSANOW, t)  # as a shell does
+        os.kill(self.pid, signal.SIGCONT)
+        self.expect(b"hal")
+        fcntl.ioctl(self.tty, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 40, 0, 0))
+        self.expect(b"hal")
+        self.ask(b"f\x1b[D\x1b[Dx", "haxlf")
+        self.type(b"\x04")
+        self.assertEqual(self.end()[0], 0)
+
+    def test_the_end_of_the_terminal(self):
+        self.chat()
+        os.close(self.tty)
+        for _ in range(1000):
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                break
+            time.sleep(0.01)
+        self.assertTrue(pid, "goes on without a terminal")
+        self.tty = os.open("/dev/null", os.O_RDONLY)
+        os.close(self.tty)
+
+
+class Slashes(Case):
+    def chat(self, text, *args):
+        return self.moectl("chat", *args, stdin=text.encode())
+
+    def test_file(self):
+        self.serve(chats(answers("ok")))
+        with tempfile.NamedTemporaryFile() as f:
+            f.write(b"in the file\n")
+            f.flush()
+            self.check(self.chat(f"/file {f.name}\n/file /nonexistent\nwhat?\nand?\n"), 0, b"ok\nok\n",
+                       r"(?s)^.12 bytes go with the next question.\n.*/nonexistent: cannot open: No such file")
+            self.assertEqual([p["messages"][-1]["content"] for m, p in self.service.seen if m == "session.generate"],
+                             ["what?\n\nin the file\n", "and?"])
+            f.write(b"\0")
+            f.flush()
+            self.check(self.chat(f"/file {f.name}\n/file\nx\n"), 0, b"ok\n", "(?s)NUL byte.*Which file")
+            self.assertEqual(self.service.params("session.generate")["messages"][-1]["content"], "x")
+            self.check(self.chat(f"/file {f.name}\n/reset\nx\n", "-q"), 0, b"ok\n")
+            self.assertEqual(self.service.params("session.generate")["messages"][-1]["content"], "x")
+
+    def test_load(self):
+        self.serve(chats(answers("ok")))
+        token = "ab" * 16
+        run = self.chat(f"one\n/load {token}\ntwo\n/load\n/model b\n/reset\nthree\n")
+        self.check(run, 0, b"ok\nok\nok\n", r"(?s)\(loaded\).*Which\?.*stays with its model.*\(forgotten\)")
+        self.assertEqual(self.service.params("session.restore"), {"token": token})
+        self.assertEqual([p["session"] for m, p in self.service.seen if m == "session.generate"], [1, 77, 2])
+        self.assertEqual([p["session"] for m, p in self.service.seen if m == "session.close"], [1, 77])
+        self.serve(chats(answers("ok")) | fails("session.restore", 14, "NoSuchSession", "nothing was saved"))
+        self.check(self.chat("one\n/load x\ntwo\n"), 0, b"ok\nok\n", "nothing was saved")
+        self.assertEqual([p["session"] for m, p in self.service.seen if m == "session.generate"], [1, 1])
+
+    def test_model(self):
+        self.serve(chats(answers("ok")) | {"model.availability": lambda s, i, p: s.result(i, {"state": "not-loaded"})
+                                           if p["id"] == "big" else s.error(i, 3, "NoSuchModel", "no model with the id x")})
+        run = self.chat("/model\none\n/model\n/model x\n/model big\n/model\ntwo\n", "--system", "s")
+        self.check(run, 0, b"ok\nok\n", r"(?s)^the service's choice\ntiny\n.*no model with the id x\n\(big goes on: not-loaded\)\nbig\n$")
+        opened = [p for m, p in self.service.seen if m == "session.open"]
+        self.assertNotIn("model", opened[0])
+        self.assertEqual(opened[1]["model"], "big")
+        self.assertEqual([m["content"] for m in opened[1]["messages"]], ["s", "one", "ok"])
+        self.assertEqual([p["session"] for m, p in self.service.seen if m == "session.close"], [1])
+
+    def test_usage(self):
+        self.serve(chats(answers("ok", timings={"queue_us": 1, "prefill_us": 2, "decode_us": 4000000})) | {
+            "session.measure": lambda s, i, p: s.result(i, {"tokens": 30, "available": 500, "fits": True})})
+        self.check(self.chat("/usage\nx\n/usage\n"), 0, b"ok\n",
+                   r"^There was no answer yet.\nconversation: 30 tokens, of 500 that there is room for\n"
+                   r"last answer, by tiny: 5 tokens read, 0 of them known before; 2 written, 0.5 a second\n$")
+        self.check(self.chat("/nope x\n/files\n"), 0, b"", r"There is no /nope; see /help.\nThere is no /files;")
 
 
 class Example(Case):
