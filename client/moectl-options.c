@@ -36,6 +36,7 @@ static const char help[] =
     "  unpin [MODEL]        no longer\n"
     "  wait [MODEL]         wait until a model can answer\n"
     "  top                  requests that run and wait, again every second\n"
+    "  bench [PROMPT]       how fast it answers\n"
     "  monitor              what happens, as it happens\n"
     "  metrics              numbers of the service, for monitoring\n"
     "  kill JOB             end a request\n"
@@ -71,7 +72,8 @@ static const char help[] =
     "      --all            sessions: those of all users\n"
     "      --tensors        show: list them, too\n"
     "      --no-wait        load: return at once\n"
-    "  -n, --count N        top: print N times and end\n"
+    "  -n, --count N        top: print N times and end; bench: runs, 3 by default\n"
+    "      --streams N      bench: answers at a time\n"
     "      --once           top: the same as -n 1\n"
     "      --special        tokenize, run --raw: texts of special tokens become them\n"
     "      --bos            tokenize: begin with the token that begins a text\n"
@@ -101,11 +103,12 @@ enum {
     V_SCORE = 1 << 12,
     V_CLASSIFY = 1 << 13,
     V_TOPOLOGY = 1 << 14,
-    V_ALL = (1 << 15) - 1,
+    V_BENCH = 1 << 15,
+    V_ALL = (1 << 16) - 1,
     V_ONCE = V_RUN | V_ASK | V_PURPOSE, /* one answer */
     V_ANSWER = V_ONCE | V_CHAT,
     V_CHOICE = V_SCORE | V_CLASSIFY,
-    V_TEXT = V_RUN | V_PURPOSE | V_CHOICE | V_TOKENIZE,
+    V_TEXT = V_BENCH | V_RUN | V_PURPOSE | V_CHOICE | V_TOKENIZE,
 };
 
 static const struct verb {
@@ -135,6 +138,7 @@ static const struct verb {
     { "unpin", V_OTHER, 1, verb_unpin },
     { "wait", V_WAIT, 1, verb_wait },
     { "top", V_TOP, 0, verb_top },
+    { "bench", V_BENCH, 1, verb_bench },
     { "monitor", V_OTHER, 0, verb_monitor },
     { "metrics", V_OTHER, 0, verb_metrics },
     { "kill", V_OTHER, 1, verb_kill },
@@ -171,6 +175,7 @@ enum opt_id {
     OPT_LANGUAGE,
     OPT_CHOICE,
     OPT_SVG,
+    OPT_STREAMS,
     OPT_TENSORS,
     OPT_NO_WAIT,
     OPT_ONCE,
@@ -208,6 +213,7 @@ static const struct option options[] = {
     { "no-stream",   no_argument,       NULL, OPT_NO_STREAM },
     { "language",    required_argument, NULL, OPT_LANGUAGE },
     { "choice",      required_argument, NULL, OPT_CHOICE },
+    { "streams",     required_argument, NULL, OPT_STREAMS },
     { "svg",         required_argument, NULL, OPT_SVG },
     { "tensors",     no_argument,       NULL, OPT_TENSORS },
     { "no-wait",     no_argument,       NULL, OPT_NO_WAIT },
@@ -224,11 +230,11 @@ static const struct option options[] = {
 
 /* Which commands an option is for; those not listed are for all. */
 static const struct { int opt, verbs; } option_verbs[] = {
-    { OPT_FILE,        V_ONCE | V_CHOICE },
+    { OPT_FILE,        V_ONCE | V_CHOICE | V_BENCH },
     { OPT_SYSTEM,      V_ANSWER | V_CHOICE },
     { OPT_THINKING,    V_ANSWER },
-    { OPT_MODEL,       V_ANSWER | V_CHOICE },
-    { OPT_MAX_TOKENS,  V_ANSWER },
+    { OPT_MODEL,       V_ANSWER | V_CHOICE | V_BENCH },
+    { OPT_MAX_TOKENS,  V_ANSWER | V_BENCH },
     { OPT_TEMPERATURE, V_ANSWER },
     { OPT_TOP_K,       V_ANSWER },
     { OPT_TOP_P,       V_ANSWER },
@@ -236,7 +242,7 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_SEED,        V_ANSWER },
     { OPT_STOP,        V_ANSWER },
     { OPT_DEADLINE,    V_ANSWER | V_WAIT },
-    { OPT_PRIORITY,    V_ANSWER },
+    { OPT_PRIORITY,    V_ANSWER | V_BENCH },
     { OPT_OVERFLOW,    V_CHAT },
     { OPT_SAVE,        V_CHAT },
     { OPT_RESUME,      V_CHAT },
@@ -247,9 +253,10 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_LANGUAGE,    V_PURPOSE },
     { OPT_CHOICE,      V_CHOICE },
     { OPT_SVG,         V_TOPOLOGY },
+    { OPT_STREAMS,     V_BENCH },
     { OPT_TENSORS,     V_SHOW },
     { OPT_NO_WAIT,     V_LOAD },
-    { OPT_COUNT,       V_TOP },
+    { OPT_COUNT,       V_TOP | V_BENCH },
     { OPT_ONCE,        V_TOP },
     { OPT_SPECIAL,     V_TOKENIZE | V_RUN },
     { OPT_BOS,         V_TOKENIZE },
@@ -395,6 +402,8 @@ static int set_option(struct ctl *c, int opt, const char *arg) {
         return add_to("file", c->files, &c->n_files, CTL_LIST_MAX, arg);
     case OPT_CHOICE:
         return add_to("choice", c->choices, &c->n_choices, CTL_CHOICE_MAX, arg);
+    case OPT_STREAMS:
+        return parse_uint("streams", arg, 1, 64, &c->streams);
     case OPT_SVG:
         c->svg = arg;
         break;

@@ -3,25 +3,75 @@
 #include <errno.h>
 #include <math.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "client/moectl.h"
 
-void ctl_progress(struct ctl *c, const char *stage, uint64_t done, uint64_t total) {
-    int percent = total ? (int)(100.0 * (double)done / (double)total) : 0;
+enum {
+    BAR = 24,              /* columns of a bar */
+    WIDE = 64,             /* columns that make room for it */
+    SETTLED_USEC = 500000, /* until a rate means something */
+};
+
+static uint64_t now_usec(void) {
+    struct timespec t;
+
+    (void)clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
+}
+
+/* "  1.2 GiB/s, 3 s left", or "" while it is too early to say. */
+static void say_rate(const struct ctl *c, enum ctl_unit unit, uint64_t done, uint64_t total,
+                     char *ret, size_t size) {
+    uint64_t took = now_usec() - c->progress.began;
+    double rate = took ? (double)(done - c->progress.from) / (double)took : 0; /* a microsecond */
+    char speed[64] = "";
+
+    *ret = 0;
+    if (took < SETTLED_USEC || rate <= 0)
+        return;
+    if (unit == CTL_BYTES)
+        (void)snprintf(speed, sizeof speed, "%s/s, ", ctl_bytes((uint64_t)(1e6 * rate)));
+    else if (unit == CTL_TOKENS)
+        (void)snprintf(speed, sizeof speed, "%.0f tokens/s, ", 1e6 * rate);
+    (void)snprintf(ret, size, "  %s%s left", speed,
+                   ctl_span((uint64_t)((double)(total - done) / rate) + 500000));
+}
+
+void ctl_progress(struct ctl *c, const char *stage, enum ctl_unit unit, uint64_t done,
+                  uint64_t total) {
+    int percent, full;
+    struct winsize w;
+    char rate[128];
 
     if (c->quiet || !c->err_tty)
         return;
-    (void)fprintf(stderr, "\r%s %d %%\033[K", stage, percent);
+    done = done < total ? done : total;
+    percent = total ? (int)(100.0 * (double)done / (double)total) : 0;
+    full = total ? (int)(BAR * (double)done / (double)total) : 0;
+    if (!c->progress.shown || strcmp(c->progress.stage, stage) || done < c->progress.from) {
+        (void)snprintf(c->progress.stage, sizeof c->progress.stage, "%s", stage);
+        c->progress.began = now_usec();
+        c->progress.from = done;
+    }
+    c->progress.shown = true;
+    say_rate(c, unit, done, total, rate, sizeof rate);
+    (void)fprintf(stderr, "\r%s %3d %%", stage, percent);
+    if (ioctl(STDERR_FILENO, TIOCGWINSZ, &w) < 0 || !w.ws_col || w.ws_col >= WIDE)
+        (void)fprintf(stderr, " [%.*s%*s]%s", full, "########################", BAR - full, "",
+                      rate);
+    (void)fputs("\033[K", stderr);
     (void)fflush(stderr);
-    c->progress_shown = true;
 }
 
 void ctl_progress_clear(struct ctl *c) {
-    if (!c->progress_shown)
+    if (!c->progress.shown)
         return;
     (void)fputs("\r\033[K", stderr);
     (void)fflush(stderr);
-    c->progress_shown = false;
+    c->progress.shown = false;
 }
 
 /* Bytes at @s of a control character that a terminal would obey: C0 but tab and newline, delete,

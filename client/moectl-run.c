@@ -56,7 +56,7 @@ static void on_progress(struct moe *m, uint32_t id, const char *stage, uint64_t 
 
     (void)m;
     (void)id;
-    ctl_progress(a->c, stage, done, total);
+    ctl_progress(a->c, stage, strcmp(stage, "loading") ? CTL_TOKENS : CTL_BYTES, done, total);
 }
 
 static void put_result(struct ctl_answer *a, const struct moe_result *r) {

@@ -254,7 +254,7 @@ static void on_job_progress(struct moe *m, const char *method, const struct moe_
 
     (void)m;
     if (!strcmp(method, "job.progress"))
-        ctl_progress(userdata, stage ? stage : "loading", ctl_uint(params, "done"),
+        ctl_progress(userdata, stage ? stage : "loading", CTL_BYTES, ctl_uint(params, "done"),
                      ctl_uint(params, "total"));
 }
 
@@ -360,7 +360,8 @@ int verb_wait(struct ctl *c) {
             return ctl_complain(EXIT_NO_MODEL, "the model is not ready after %s: %s",
                                 ctl_span(waited), state);
         if (moe_get(v, "progress"))
-            ctl_progress(c, state, (uint64_t)(1000 * moe_float(moe_get(v, "progress"))), 1000);
+            ctl_progress(c, state, CTL_PARTS, (uint64_t)(1000 * moe_float(moe_get(v, "progress"))),
+                         1000);
         /* Nothing is outstanding: what the service may say meanwhile does not shorten the wait. */
         r = ctl_poll(c, -1, POLL_USEC);
         if (r == 2)

@@ -44,7 +44,7 @@ struct ctl {
     bool save, all;                         /* --save; --all */
     const char *system, *resume, *overflow; /* --resume: a token */
     uint64_t deadline_usec;                 /* MOE_FOREVER: none */
-    uint64_t seed, count;                   /* top: refreshes, 0: nothing said */
+    uint64_t seed, count, streams;          /* top, bench: how often; at a time; 0: nothing said */
     const char *language, *svg;
     const char *files[CTL_LIST_MAX], *stop[CTL_LIST_MAX], *choices[CTL_CHOICE_MAX];
     size_t n_files, n_stop, n_choices;
@@ -53,7 +53,11 @@ struct ctl {
     size_t n_args;
 
     bool out_tty, err_tty, colour;
-    bool progress_shown;
+    struct { /* of ctl_progress(): what began when, and where */
+        bool shown;
+        char stage[24];
+        uint64_t began, from;
+    } progress;
     struct moe *m;
 };
 
@@ -110,7 +114,10 @@ int ctl_call_with(struct ctl *c, const char *method, struct moe_map *params, uin
 int ctl_poll(struct ctl *c, int fd, uint64_t usec);
 
 /* moectl-out.c */
-void ctl_progress(struct ctl *c, const char *stage, uint64_t done, uint64_t total);
+/* A bar and, after a moment, the rate in @unit and the time that is left; on a terminal only. */
+enum ctl_unit { CTL_BYTES, CTL_TOKENS, CTL_PARTS /* of which no rate is told */ };
+void ctl_progress(struct ctl *c, const char *stage, enum ctl_unit unit, uint64_t done,
+                  uint64_t total);
 void ctl_progress_clear(struct ctl *c);
 /* To a terminal control characters do not go: a model must not drive it. */
 void ctl_put(FILE *file, bool tty, const char *s, size_t n);
@@ -143,7 +150,8 @@ int ctl_read_typed(struct ctl *c, const char *prompt, struct ctl_text *ret);
  * it comes. Ctrl-C stops the answer. Return: an exit code. */
 int ctl_ask(struct ctl_answer *a, const uint64_t *session);
 
-ctl_verb verb_api_info, verb_ask, verb_call, verb_chat, verb_classify, verb_doctor, verb_forget,
-    verb_kill, verb_list, verb_load, verb_metrics, verb_monitor, verb_pin, verb_rephrase, verb_run,
-    verb_score, verb_sessions, verb_show, verb_status, verb_summarize, verb_tokenize, verb_top,
-    verb_topology, verb_translate, verb_unload, verb_unpin, verb_use_case, verb_wait;
+ctl_verb verb_api_info, verb_ask, verb_bench, verb_call, verb_chat, verb_classify, verb_doctor,
+    verb_forget, verb_kill, verb_list, verb_load, verb_metrics, verb_monitor, verb_pin,
+    verb_rephrase, verb_run, verb_score, verb_sessions, verb_show, verb_status, verb_summarize,
+    verb_tokenize, verb_top, verb_topology, verb_translate, verb_unload, verb_unpin, verb_use_case,
+    verb_wait;

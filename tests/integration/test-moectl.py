@@ -453,6 +453,66 @@ class Purposes(Case):
         self.service = None
 
 
+class Bench(Case):
+    def generate(self, n, service, msgid, params):
+        self.open[0] += 1
+        self.most = max(self.most, self.open[0])
+        time.sleep(0.05)
+        service.notify("generate.delta", id=msgid, seq=0, kind="text", text="a")
+        time.sleep(0.1)
+        self.open[0] -= 1
+        service.result(msgid, dict(RESULT, usage={"prompt": 110, "cached": 10, "generated": n, "dropped": 0},
+                                   timings={"queue_us": 1, "prefill_us": 100000, "decode_us": 3}))
+
+    def serve_bench(self, n):
+        self.open, self.most = [0], 0
+        self.serve({"generate": lambda s, i, p: self.generate(n, s, i, p)})
+
+    def test_bench(self):
+        self.serve_bench(11)
+        run = self.moectl("bench", "-n", "2", "--streams", "3", "--json", "--max-tokens", "11", "hi")
+        self.check(run, 0, None, "^$")
+        got = json.loads(run.stdout)
+        self.assertEqual((got["model"], got["streams"], got["prompt_tokens"], len(got["runs"])), ("tiny", 3, 110, 2))
+        for r in got["runs"] + [got["median"]]:
+            self.assertTrue(0.05 <= r["first_token_s"] < 1, r)
+            self.assertEqual(r["read_per_s"], 1000)
+            self.assertTrue(10 < r["written_per_s"] <= 101, r)
+            self.assertTrue(20 < r["all_written_per_s"] <= 221, r)
+        self.assertEqual(self.most, 3)
+        asked = [p for m, p in self.service.seen if m == "generate"]
+        prompts = [p["messages"][0]["content"] for p in asked]
+        self.assertEqual([p["max_tokens"] for p in asked], [1] + [11] * 6)
+        self.assertEqual(len({p.split()[0] + p.split()[2] for p in prompts}), 7)
+        self.assertTrue(all(p.endswith(" hi") for p in prompts))
+
+    def test_table(self):
+        self.serve_bench(11)
+        run = self.moectl("bench", "-n", "1")
+        self.check(run, 0, None, "^$")
+        self.assertRegex(run.stdout.decode(), r"^tiny: 110 tokens of prompt, up to 64 of answer, 1 at a time\n"
+                         r"   run   first token .*\n     1 +0\.\d{3} s +1000\.0 +[\d.]+ +[\d.]+\nmedian +0\..*\n$")
+        self.serve_bench(1)
+        self.check(self.moectl("bench", "-n", "1", "--streams", "64"), 0)
+
+    def test_what_goes_wrong(self):
+        self.serve(fails("generate", 9, "Busy", "too many", {"retry_after_ms": 100}))
+        self.check(self.moectl("bench"), 7, b"", "^moectl: too many; try again in 0.1 s\n$")
+        self.check(self.moectl("bench", "--streams", "65"), 2, b"", "from 1 to 64")
+        self.check(self.moectl("bench", "-n", "0"), 2, b"", "--count")
+
+        def slow(service, msgid, params):
+            service.cancelled.wait(10)
+            service.error(msgid, 12, "Cancelled", "cancelled")
+        self.serve({"generate": slow})
+        p = subprocess.Popen([MOECTL, "bench"], env=self.env(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while not self.service.seen:
+            time.sleep(0.01)
+        p.send_signal(signal.SIGINT)
+        self.assertEqual(p.communicate(timeout=10), (b"", b""))
+        self.assertEqual(p.returncode, 130)
+
+
 class Usage(Case):
     def test_usage(self):
         for args, text in (([], "what to do"), (["fly"], "no command \"fly\""), (["run", "a", "b"], "one argument too many"),
@@ -743,9 +803,29 @@ class Terminal(Pty):
             answers("x")["generate"](service, msgid, params)
         self.serve({"generate": generate})
         self.start("run", "hi")
-        self.assertEqual(self.end(), (0, b"\rprefill 25 %\x1b[K\r\x1b[Kx\n"))
+        self.assertEqual(self.end(), (0, b"\rprefill  25 % [######                  ]\x1b[K\r\x1b[Kx\n"))
         self.start("run", "-q", "hi")
         self.assertEqual(self.end(), (0, b"x\n"))
+
+    def test_rate_and_time_that_is_left(self):
+        def wait(service, msgid, params):
+            for done in 100 << 20, 300 << 20, 600 << 20:
+                service.notify("job.progress", id=params["id"], stage="loading", done=done, total=1000 << 20)
+                time.sleep(0.6)
+            service.result(msgid, {"result": "done"})
+        script = dict(returns("model.load", {"job": 4, "state": "loading"}), **{"job.wait": wait})
+        self.serve(script)
+        self.start("load")
+        self.expect(b"\rloading  10 % [##                      ]\x1b[K")
+        self.expect(b"\rloading  30 % [#######                 ]  ")
+        self.assertRegex(self.expect(b"\x1b[K"), rb"^[0-9.]+ MiB/s, [1-9] s left$")
+        code, rest = self.end()
+        self.assertEqual(code, 0)
+        self.assertRegex(rest, rb"^\rloading  60 % \[#{14} {10}\]  .*left\x1b\[K\r\x1b\[K$")
+        self.start("load")
+        fcntl.ioctl(self.tty, termios.TIOCSWINSZ, struct.pack("HHHH", 10, 40, 0, 0))
+        self.expect(b"\rloading  30 %\x1b[K")
+        self.end()
 
     def test_no_text(self):
         self.start("run")
