@@ -4,8 +4,9 @@
  * moectl-bench - how fast the service answers, as its clients see it
  *
  * A run is a number of answers that are asked for at the same time. Each prompt begins with words
- * of its own, so that nothing that was kept of another one counts. What is measured is here: from
- * the question to the first piece of text, and from there to the end.
+ * of its own, so that nothing that was kept of another one counts. The time to the first token
+ * and the tokens of all are measured here; how long one prompt was read and one answer written, the
+ * service says: pieces of text that come fast come together.
  */
 
 #include <errno.h>
@@ -32,7 +33,7 @@ static const char text[] =
 struct stream {
     struct bench *b;
     uint64_t asked, first, ended; /* microseconds; first 0: nothing came */
-    uint64_t n_prompt, n_cached, n_generated, prefill;
+    uint64_t n_prompt, n_cached, n_generated, prefill, decode;
 };
 
 struct bench {
@@ -107,6 +108,7 @@ static void on_done(struct moe *m, uint32_t id, const struct moe_result *r,
     s->n_cached = r->n_cached;
     s->n_generated = r->n_generated;
     s->prefill = r->prefill_usec;
+    s->decode = r->decode_usec;
     (void)snprintf(b->model, sizeof b->model, "%s", r->model ? r->model : "");
 }
 
@@ -180,11 +182,8 @@ static struct run sum_up(const struct bench *b, double *v) {
     for (size_t i = 0; i < b->n_stream; i++)
         v[i] = rate(b->stream[i].n_prompt - b->stream[i].n_cached, b->stream[i].prefill);
     r.read = median(v, b->n_stream);
-    for (size_t i = 0; i < b->n_stream; i++) {
-        const struct stream *s = &b->stream[i];
-
-        v[i] = s->n_generated > 1 ? rate(s->n_generated - 1, s->ended - s->first) : 0;
-    }
+    for (size_t i = 0; i < b->n_stream; i++)
+        v[i] = rate(b->stream[i].n_generated, b->stream[i].decode);
     r.write = median(v, b->n_stream);
 
     return r;

@@ -209,6 +209,8 @@ static int list_use_cases(struct ctl *c) {
     }
 
     cases = moe_get(v, "use_cases");
+    if (!moe_size(cases) && !c->quiet)
+        (void)fputs("There are no use cases.\n", stderr);
     for (size_t i = 0; i < moe_size(cases); i++) {
         int n = (int)strlen(ctl_str(moe_at(cases, i), "id"));
 

@@ -282,14 +282,20 @@ static void draw_text(const struct ctl *c, const struct place *p) {
 /* ---- the command ---- */
 
 static int write_svg(const struct ctl *c, const struct place *p) {
-    bool out = !strcmp(c->svg, "-");
-    FILE *f = out ? stdout : fopen(c->svg, "we");
+    FILE *f;
     int r;
 
+    if (!strcmp(c->svg, "-")) {
+        (void)place_draw_svg(p, stdout);
+        (void)ctl_flush(); /* what went wrong is said at the end, as of all output */
+        return EXIT_OK;
+    }
+
+    f = fopen(c->svg, "we");
     if (!f)
         return ctl_complain(EXIT_FAILED, "%s: cannot write: %s", c->svg, strerror(errno));
     r = place_draw_svg(p, f);
-    if (!out && fclose(f) != 0 && !r)
+    if (fclose(f) != 0 && !r)
         r = -errno;
     return r ? ctl_complain(EXIT_FAILED, "%s: cannot write: %s", c->svg, strerror(-r)) : EXIT_OK;
 }
