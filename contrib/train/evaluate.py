@@ -160,8 +160,8 @@ def main():
     by_level = {n: [(f"What does {c['name']} do?", talk.about(c)) for c in talk.commands if c["level"] == n] for n in (1, 2, 3)}
     parts = {
         "core commands": by_level[1], "well-known commands": by_level[2], "rare commands": by_level[3],
-        "core: which command": [(f"How do I {c['what']}?", f"Use {c['name']}.") for c in talk.any_safe.items if c["level"] == 1],
-        "tasks": [(f"How do I {t[0]}?", f"Use {c}. For example: {e}") for t, c, e in talk.tasks],
+        "core: which command": [(f"How do I {c['what']}?", talk.advice(c)) for c in talk.any_safe.items if c["level"] == 1],
+        "tasks": [(f"How do I {t[0][0]}?", talk.use[t[0][0]]) for t in talk.tasks],
         "core: package": [(f"Which package provides {c['name']}?", f"{c['name']} is in the Debian package {c['package']}.")
                           for c in talk.commands if c["level"] == 1],
         "packages": [(f"What is the package {p['name']}?", f"The package {p['name']}: {p['what']}.") for p in talk.packages],

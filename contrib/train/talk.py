@@ -88,7 +88,8 @@ class Talk:
         self.by_name = {c["name"]: c for c in self.commands}
         self.tasks = [(t[0].split(";"), t[1], t[2]) for t in rows("tasks.txt", 3)]
         self.examples = {c: e for _, c, e in reversed(self.tasks)}
-        self.concepts = rows("concepts.txt", 2)
+        self.use = {p: f"Use {t[1]}. For example: {t[2]}" for t in self.tasks for p in t[0]}
+        self.concepts = [c for c in rows("concepts.txt", 2) if c[0] not in self.by_name]
         self.capitals = rows("capitals.txt", 2)
         self.chat = [(row[0].split(";"), row[1:]) for row in rows("chat.txt")]
         self.complaints = [(row[0].split(";"), row[1:]) for row in rows("complaints.txt")]
@@ -137,11 +138,17 @@ class Talk:
 
     def which(self, r):
         c = self.any_safe.draw(r)
-        return r.choice(ways(phrases.WHICH)).format(d=c["what"]), f"Use {c['name']}."
+        return r.choice(ways(phrases.WHICH)).format(d=c["what"]), self.advice(c)
+
+    def advice(self, c):
+        """What to use for what a command does; with an example, if there is one."""
+        name = c["name"]
+        example = f" For example: {self.examples[name]}" if name in self.examples else ""
+        return self.use.get(c["what"], f"Use {name}.{example}")
 
     def task(self, r):
-        tasks, command, example = r.choice(self.tasks)
-        t, answer = r.choice(tasks), f"Use {command}. For example: {example}"
+        t = r.choice(r.choice(self.tasks)[0])
+        answer = self.use[t]
         if r.random() < 0.15:
             g = gerund(t)
             return r.choice(ways(phrases.TASK_ING)).format(g=g, G=capital(g)), answer
@@ -339,7 +346,7 @@ class Talk:
         which = r.random()
         if which < 0.04:
             return self.with_json(r)
-        if which < 0.08:
+        if which < 0.1:
             return self.with_tools(r)
         out = [("<bos>", None)]
         if r.random() < 0.08:
