@@ -35,7 +35,7 @@ enum {
 };
 
 enum {
-    POLICY_HALF = 512, /* rows */
+    POLICY_HALF = 128, /* rows */
     POLICY_VERSION = 1
 };
 

@@ -34,3 +34,18 @@ void router_top(const float *logit, uint32_t n, uint32_t k, const float *scale, 
     for (uint32_t i = 0; i < k; i++)
         ret_weight[i] = ret_weight[i] / sum * (scale ? scale[ret_id[i]] : 1);
 }
+
+size_t router_guess_size(uint32_t d, uint32_t n, uint32_t k) {
+    return ((size_t)d + n + k + 31) / 16 * 16 * sizeof(float);
+}
+
+void router_guess(const struct kern *kern, const float *x, uint32_t d, float eps,
+                  const float *scale, enum quant_fmt fmt, const void *w, uint32_t n, uint32_t k,
+                  float *scratch, uint32_t *ret_id) {
+    float *logit = scratch + (d + 15) / 16 * 16, *weight = logit + n;
+    struct kern_rows rows = { .n_row = 1, .f = scratch, .f_stride = d };
+
+    kern->rmsnorm(x, scale, eps, scratch, d);
+    kern->mul[fmt](w, quant_row_size(fmt, d), n, d, &rows, logit, n);
+    router_top(logit, n, k, NULL, ret_id, weight);
+}

@@ -238,6 +238,7 @@ void eval_add_double(json_object *o, const char *key, double v) {
 int eval_run(struct eval *e) {
     const struct eval_args *a = e->args;
     AUTO(eval_model) struct eval_model m = { 0 };
+    AUTO(eval_record_free) struct eval_record *record = NULL;
     struct tok_list in = { 0 };
     FILE *file = NULL;
     tok_t last = 0;
@@ -250,6 +251,8 @@ int eval_run(struct eval *e) {
         r = eval_model_open(e, a->exact, a->ctx ? a->ctx : (uint32_t)in.n + a->greedy, &m);
     if (r == 0 && a->logits && !(file = fopen(a->logits, "we")))
         r = eval_fail(e, "%s: %m", a->logits);
+    if (r == 0 && a->record)
+        r = eval_record_new(e, &m, &record);
 
     json_object *out = json_object_new_object(), *argmax = json_object_new_array();
     json_object *greedy = json_object_new_array();
@@ -262,6 +265,8 @@ int eval_run(struct eval *e) {
         r = run_greedy(e, &m, last, greedy);
     if (file && fclose(file) != 0 && r == 0)
         r = eval_fail(e, "%s: %m", a->logits);
+    if (r == 0 && record)
+        r = eval_record_end(e, record, out);
     if (r == 0) {
         json_object_object_add(out, "n_token", json_object_new_int64((int64_t)in.n));
         json_object_object_add(out, "argmax", json_object_get(argmax));

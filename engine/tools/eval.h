@@ -24,7 +24,7 @@ struct json_object;
 struct eval_args {
     const char *model, *cache_dir;
     const char *ids, *text, *file; /* the input, at most one of them */
-    const char *logits;            /* file to write */
+    const char *logits, *record;   /* files to write */
     const char *perplexity, *tokenize, *tokenize_lines;
     uint32_t greedy, window, threads, batch, ctx;
     enum quant_fmt kv;
@@ -74,6 +74,14 @@ int eval_input(struct eval *e, struct tok_list *ret);
 /* o[key] = v, to nine digits */
 void eval_add_double(struct json_object *o, const char *key, double v);
 uint32_t eval_argmax(const float *x, uint32_t n);
+
+/* Write routes to --record while @m is at work; freed before @m. */
+struct eval_record;
+int eval_record_new(struct eval *e, struct eval_model *m, struct eval_record **ret);
+/* The file is whole; how well routes could be guessed is added to @out. */
+int eval_record_end(struct eval *e, struct eval_record *c, struct json_object *out);
+struct eval_record *eval_record_free(struct eval_record *c);
+AUTO_DEFINE(struct eval_record *, eval_record_free)
 
 int eval_run(struct eval *e);        /* --ids, --text, --file */
 int eval_layers(struct eval *e);     /* --layers */

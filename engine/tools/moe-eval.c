@@ -26,6 +26,8 @@ static const char usage_text[] =
     "\n"
     "Options:\n"
     "  --logits FILE          with an input: write logits, float32 [token][vocabulary]\n"
+    "  --record FILE          with an input: write which experts tokens go to, and print how many\n"
+    "                         could be guessed a layer before; see moe-cachesim\n"
     "  --greedy N             with an input: continue with N most likely tokens\n"
     "  --special              texts of special tokens are those tokens\n"
     "  --window N             with --perplexity: tokens evaluated together (512)\n"
@@ -54,6 +56,7 @@ enum {
     OPT_SPECIAL,
     OPT_WINDOW,
     OPT_KL,
+    OPT_RECORD,
     OPT_EXACT,
     OPT_KV,
     OPT_THREADS,
@@ -76,6 +79,7 @@ static const struct option options[] = {
     { "ls", no_argument, NULL, OPT_LS },
     { "json", no_argument, NULL, OPT_JSON },
     { "logits", required_argument, NULL, OPT_LOGITS },
+    { "record", required_argument, NULL, OPT_RECORD },
     { "greedy", required_argument, NULL, OPT_GREEDY },
     { "special", no_argument, NULL, OPT_SPECIAL },
     { "window", required_argument, NULL, OPT_WINDOW },
@@ -105,6 +109,7 @@ static void parse_one(struct eval_args *a, int opt, const char *arg) {
     case OPT_LS:             a->ls = true; break;
     case OPT_JSON:           a->json = true; break;
     case OPT_LOGITS:         a->logits = optarg; break;
+    case OPT_RECORD:         a->record = optarg; break;
     case OPT_GREEDY:         a->greedy = arg_number("greedy", optarg, 1, 1 << 20); break;
     case OPT_SPECIAL:        a->special = true; break;
     case OPT_WINDOW:         a->window = arg_number("window", optarg, 2, 1 << 24); break;
@@ -146,8 +151,8 @@ static void parse(struct eval_args *a, int argc, char **argv) {
                   "exclude each other");
     if (n_what == 0)
         arg_error("what is to be done?");
-    if (n_input == 0 && (a->layers || a->logits || a->greedy))
-        arg_error("--layers, --logits and --greedy need --ids, --text or --file");
+    if (n_input == 0 && (a->layers || a->logits || a->record || a->greedy))
+        arg_error("--layers, --logits, --record and --greedy need --ids, --text or --file");
     if (a->kl && !a->perplexity)
         arg_error("--kl needs --perplexity");
     if (a->kl && a->exact)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tools as a user runs them: moe-bench's figures hang together, bad input is one sentence.
 
-test-tools.py MOE_BENCH MOE_EVAL MODEL
+test-tools.py MOE_BENCH MOE_EVAL MOE_CACHESIM MODEL
 """
 import json
 import os
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 
-BENCH, EVAL, MODEL = sys.argv[1:4]
+BENCH, EVAL, CACHESIM, MODEL = sys.argv[1:5]
 
 
 def run(*args, code=0):
@@ -138,6 +138,31 @@ def test_errors():
     for args, word in ((["--ids", "2,99999999"], "99999999"), (["--ids", "x"], "x")):
         p = subprocess.run([EVAL, MODEL, *args], capture_output=True, text=True)
         assert p.returncode in (1, 2) and word in p.stderr and not p.stdout, (args, p.stderr)
+
+
+def test_cachesim():
+    """What moe-eval recorded is replayed; nobody beats the optimum, and all fit in all slots."""
+    with tempfile.TemporaryDirectory() as d:
+        path = f"{d}/routes"
+        p = run(EVAL, MODEL, "--text", "What does tar do?", "--greedy", "20", "--record", path)
+        ahead = json.loads(p.stdout)["look_ahead"]
+        assert 0.25 < ahead["attn"] <= 1 and 0.25 < ahead["out"] <= 1, ahead  # chance is 2 of 8
+        o = json.loads(run(CACHESIM, path, "--slots", "3,9,32", "--json").stdout)
+        assert (o["layers"], o["experts"], o["used"]) == (4, 8, 2) and o["steps"] == 20 and o["tokens"] > 20, o
+        for row in o["rows"]:
+            for name in "ours", "lru", "lfu", "optimum":
+                assert row[name]["reads"] >= row["optimum"]["reads"] >= o["first"], (name, row)
+        assert o["rows"][2]["ours"]["hit"] == 1 and o["rows"][2]["ours"]["bytes_per_token"] == 0, o
+        assert len(run(CACHESIM, path, "--slots", "3,9").stdout.splitlines()) == 5
+        with open(path, "r+b") as f:
+            f.truncate(os.path.getsize(path) - 1)
+        for args, code, word in (([path], 1, "cut short"), (["/nonexistent"], 1, "/nonexistent"),
+                                 (["--skew", "x"], 2, "--skew"), (["--slots", "1,,2"], 2, "--slots"),
+                                 (["--used", "129"], 2, "128"), ([path, path], 2, "one recording")):
+            p = run(CACHESIM, *args, code=code)
+            assert word in p.stderr and not p.stdout, (args, p.stderr)
+        p = run(EVAL, MODEL, "--text", "a", "--record", f"{d}/no/file", code=1)
+        assert f"{d}/no/file" in p.stderr and not p.stdout, p.stderr
 
 
 def test_help():

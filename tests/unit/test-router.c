@@ -135,6 +135,38 @@ static void test_group(void **state) {
     arena_deinit(&a);
 }
 
+/* As the norm, the gate and the choice one after the other in plain C. */
+static void test_guess(void **state) {
+    enum { D = 48, N = 11, K = 3 };
+    float x[D], scale[D], w[N][D], logit[N], weight[K], *scratch;
+    uint32_t id[K], want[K];
+    double sq = 0;
+    struct kern kern;
+
+    kern_bind(&kern, kern_cpu());
+    scratch = aligned_alloc(64, router_guess_size(D, N, K));
+    assert_non_null(scratch);
+    srand(3);
+    for (uint32_t i = 0; i < D; i++) {
+        x[i] = (float)(rand() % 2000 - 1000) / 100;
+        scale[i] = (float)(rand() % 100) / 50;
+        sq += (double)x[i] * x[i];
+        for (uint32_t e = 0; e < N; e++)
+            w[e][i] = (float)(rand() % 2000 - 1000) / 1000;
+    }
+    for (uint32_t e = 0; e < N; e++) {
+        double sum = 0;
+
+        for (uint32_t i = 0; i < D; i++)
+            sum += x[i] / sqrt(sq / D + 1e-6) * scale[i] * w[e][i];
+        logit[e] = (float)sum;
+    }
+    router_top(logit, N, K, NULL, want, weight);
+    router_guess(&kern, x, D, 1e-6f, scale, QUANT_F32, w, N, K, scratch, id);
+    assert_memory_equal(id, want, sizeof id);
+    free(scratch);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_order_and_weights),
@@ -143,6 +175,7 @@ int main(void) {
         cmocka_unit_test(test_shift),
         cmocka_unit_test(test_not_a_number),
         cmocka_unit_test(test_group),
+        cmocka_unit_test(test_guess),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
