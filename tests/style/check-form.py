@@ -12,7 +12,7 @@ import sys
 FILE_LINES, HEADER_LINES, FUNCTION_LINES, KERNEL_LINES = 1000, 250, 60, 150
 LONG_OK = re.compile(r"^engine/(kern/|model/gemma4)|^tests/")  # kernels and forward passes; test tables
 BINARY = {".gguf", ".png", ".svg"}
-NO_LICENCE = re.compile(r"^LICENSE$|/corpus/|\.json$|\.txt$|\.dict$|^\.git|NOTICE$|\.golden$|\.sym$")
+NO_LICENCE = re.compile(r"^LICENSE$|^contrib/debian/[^/]*\.(install|docs|examples|symbols)$|^contrib/debian/(changelog|control|copyright|source/)|/corpus/|\.json$|\.txt$|\.dict$|^\.git|NOTICE$|\.golden$|\.sym$")
 LEFTOVER = re.compile(r"\b(TODO|FIXME|XXX)\b")
 
 
