@@ -7,7 +7,8 @@ reboot poweroff halt telinit init kill killall killall5 pkill skill userdel delu
 lvremove vgremove pvremove mdadm cryptsetup hdparm swapoff truncate badblocks debugfs kexec delpart partx resizepart
 resize2fs lvreduce lvresize vgreduce fsfreeze fstrim wipe srm unlink tune2fs e2fsck fsck chattr setfacl
 ntfsresize ntfsclone ddrescue growpart zerofree grub-install kpartx dmsetup losetup wodim rtcwake
-xkill nvme sg_format cgdisk fixparts iptables ip6tables nft rmmod
+addpart partprobe e2undo e2image swaplabel pivot_root switch_root kernel-install ipcrm start-stop-daemon snice
+chpasswd chgpasswd xkill nvme sg_format cgdisk fixparts iptables ip6tables nft rmmod
 """.split()
 FAMILIES = re.compile(r"(mkfs|fsck|resize)\.[\w.-]+|xfs_(admin|fsr|growfs|io|repair|mkfile|freeze|mdrestore)")
 
