@@ -27,7 +27,8 @@ struct policy {
     uint32_t n_layer, n_expert, n_item, n_slot;
     uint32_t n_in_use;
     double one;               /* what a use weighs now; >= 1 */
-    double *score;            /* [n_item] */
+    double *used;             /* [n_item] uses, each by what it weighed */
+    double *last;             /* [n_item] what the last one weighs besides */
     uint32_t *slot_of;        /* [n_item] or POLICY_NONE */
     struct policy_slot *slot; /* [n_slot] */
     uint32_t *heap;           /* [n_heap] slots not held, the lowest score on top */
@@ -37,11 +38,15 @@ struct policy {
 
 /* ---- the heap ---- */
 
+static double score(const struct policy *p, uint32_t item) {
+    return p->used[item] + p->last[item];
+}
+
 /* Empty slots come before all others. */
 static double key(const struct policy *p, uint32_t slot) {
     uint32_t item = p->slot[slot].item;
 
-    return item == POLICY_NONE ? -1 : p->score[item];
+    return item == POLICY_NONE ? -1 : score(p, item);
 }
 
 static void put(struct policy *p, uint32_t at, uint32_t slot) {
@@ -81,7 +86,8 @@ static void heap_remove(struct policy *p, uint32_t slot) {
 /* ---- life ---- */
 
 static void lay_out(struct policy *p, struct arena *a) {
-    p->score = arena_alloc(a, p->n_item, sizeof *p->score);
+    p->used = arena_alloc(a, p->n_item, sizeof *p->used);
+    p->last = arena_alloc(a, p->n_item, sizeof *p->last);
     p->slot_of = arena_alloc(a, p->n_item, sizeof *p->slot_of);
     p->slot = arena_alloc(a, p->n_slot, sizeof *p->slot);
     p->heap = arena_alloc(a, p->n_slot, sizeof *p->heap);
@@ -136,15 +142,18 @@ void policy_step(struct policy *p, uint32_t n_row) {
     p->one *= exp2(fmin((double)n_row / POLICY_HALF, SCALE));
     while (p->one >= 0x1p512) { /* exact, but for scores that are next to nothing by now */
         p->one = ldexp(p->one, -SCALE);
-        for (uint32_t i = 0; i < p->n_item; i++)
-            p->score[i] = ldexp(p->score[i], -SCALE);
+        for (uint32_t i = 0; i < p->n_item; i++) {
+            p->used[i] = ldexp(p->used[i], -SCALE);
+            p->last[i] = ldexp(p->last[i], -SCALE);
+        }
     }
 }
 
 void policy_use(struct policy *p, uint32_t layer, uint32_t expert, uint32_t n_row) {
     uint32_t i = item(p, layer, expert), slot = p->slot_of[i];
 
-    p->score[i] += n_row * p->one;
+    p->used[i] += n_row * p->one;
+    p->last[i] = POLICY_LAST * p->one;
     if (slot != POLICY_NONE && p->slot[slot].at != POLICY_NONE)
         sift(p, p->slot[slot].at, slot);
 }
@@ -237,7 +246,7 @@ bool policy_want(const struct policy *p, uint32_t *ret_layer, uint32_t *ret_expe
         return false;
     for (uint32_t i = 0; i < p->n_item; i++)
         if (p->slot_of[i] == POLICY_NONE &&
-            p->score[i] > (best == POLICY_NONE ? 0 : p->score[best]))
+            score(p, i) > (best == POLICY_NONE ? 0 : score(p, best)))
             best = i;
     if (best == POLICY_NONE)
         return false;
@@ -265,7 +274,7 @@ void policy_save(const struct policy *p, uint64_t model, void *buf) {
     };
     memcpy(h->magic, POLICY_MAGIC, sizeof h->magic);
     for (uint32_t i = 0; i < p->n_item; i++)
-        use[i] = (uint32_t)fmin(rint(p->score[i] / p->one * UNIT), UINT32_MAX);
+        use[i] = (uint32_t)fmin(rint(p->used[i] / p->one * UNIT), UINT32_MAX);
     h->sum = bytes_sum(h, use, p->n_item);
 }
 
@@ -284,8 +293,10 @@ int policy_load(struct policy *p, uint64_t model, const void *buf, size_t size, 
         return why_set(why, POLICY_BAD, "use counts are damaged: their sum is wrong");
 
     p->one = 1;
-    for (uint32_t i = 0; i < p->n_item; i++)
-        p->score[i] = (double)use[i] / UNIT;
+    for (uint32_t i = 0; i < p->n_item; i++) {
+        p->used[i] = (double)use[i] / UNIT;
+        p->last[i] = 0;
+    }
     for (n = p->n_heap, p->n_heap = 0; p->n_heap < n;) /* what was a heap by other scores */
         heap_add(p, p->heap[p->n_heap]);
     return 0;

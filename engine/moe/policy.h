@@ -6,14 +6,27 @@
  *
  * A decision and nothing else: no bytes are moved here, and nothing waits.
  *
- * Every use of an expert adds to its score, and a use counts half as much as one POLICY_HALF rows
- * later. An expert keeps its score while it has no slot. Who makes room is whoever has the lowest
- * score among those not held; empty slots go first. One pool serves all layers: each sees the same
+ * Every use of an expert adds one to its score, and the last one POLICY_LAST more, since tokens
+ * repeat what the token before used. A use counts half as much as one POLICY_HALF rows later. An
+ * expert keeps its score while it has no slot. Who makes room is whoever has the lowest score among
+ * those not held; empty slots go first. One pool serves all layers: each sees the same
  * rows, so their scores compare, and a layer whose router is even gets more slots by itself.
  *
  * Time passes for all experts alike, so it is new uses that gain weight rather than old ones that
  * lose it: a score changes only when its expert is used, and slots wait in a heap. A decision costs
  * O(log n_slot).
+ *
+ * Both numbers are a balance, found with moe-cachesim: found in memory, in percent, 30 layers of
+ * 128 experts, half of which have slots, 600 tokens. More in moe-cachesim(1).
+ *
+ *   router: skew, share of repeats      ours   without POLICY_LAST   LRU    LFU   optimum
+ *   0     0                             51.4                  51.6   51.2   52.1  82.2
+ *   0.6   0                             70.0                  70.7   64.4   71.1  87.2
+ *   0.6   0.3                           75.5                  73.1   74.8   71.4  91.0
+ *   1     0                             83.6                  84.4   79.8   84.8  92.9
+ *   1     0.3, changing topics          87.2                  84.8   86.2   82.7  95.2
+ *
+ * With an even router nobody who does not know the future finds more than the share that fits.
  *
  * Owner:   the engine thread.
  * Memory:  fixed at policy_new(); nothing here allocates afterwards.
@@ -36,6 +49,7 @@ enum {
 
 enum {
     POLICY_HALF = 128, /* rows */
+    POLICY_LAST = 16,  /* uses */
     POLICY_VERSION = 1
 };
 
@@ -95,7 +109,8 @@ bool policy_want(const struct policy *p, uint32_t *ret_layer, uint32_t *ret_expe
  * Scores as bytes, so that a next start knows what is hot. Integers are in the machine's order.
  *
  *   0              struct policy_head
- *   sizeof head    uint32_t [n_layer][n_expert], uses, aged, in units of 1/256
+ *   sizeof head    uint32_t [n_layer][n_expert], uses, aged, in units of 1/256; which was the
+ *                  last is not kept
  */
 struct policy_head {
     char magic[8];
