@@ -7,6 +7,7 @@ test-tools.py MOE_BENCH MOE_EVAL MOE_CACHESIM MODEL
 import json
 import os
 import shlex
+import struct
 import subprocess
 import sys
 import tempfile
@@ -138,6 +139,30 @@ def test_errors():
     for args, word in ((["--ids", "2,99999999"], "99999999"), (["--ids", "x"], "x")):
         p = subprocess.run([EVAL, MODEL, *args], capture_output=True, text=True)
         assert p.returncode in (1, 2) and word in p.stderr and not p.stdout, (args, p.stderr)
+
+
+def routes(path):
+    """The experts of each token, layer by layer, from a recording."""
+    with open(path, "rb") as f:
+        data = f.read()
+    magic, version, n_layer, n_expert, k = struct.unpack_from("<8s4I", data)
+    assert (magic, version, n_expert) == (b"MOEDROUT", 1, 8), data[:24]
+    tokens, at = [], 24
+    while at < len(data):
+        (n_row,) = struct.unpack_from("<I", data, at)
+        ids = struct.unpack_from(f"<{n_layer * n_row * k}H", data, at + 4)
+        tokens += [[ids[(i * n_row + r) * k:][:k] for i in range(n_layer)] for r in range(n_row)]
+        at += 4 + 2 * len(ids)
+    return tokens
+
+
+def test_record():
+    """What is recorded of a token does not depend on the tokens beside it."""
+    with tempfile.TemporaryDirectory() as d:
+        for batch in "1", "7":
+            run(EVAL, MODEL, "--text", "How do I list directory contents?", "--batch", batch, "--record", f"{d}/{batch}")
+        one, many = routes(f"{d}/1"), routes(f"{d}/7")
+        assert one == many and len(one) > 7 and len({str(t) for t in one}) > 3, (one, many)
 
 
 def test_cachesim():
