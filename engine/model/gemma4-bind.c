@@ -20,6 +20,7 @@ struct binder {
     bool pack;         /* plan to pack what can be */
     uint32_t n_in_one; /* matrices one below the other in a tensor */
     bool gated;        /* gate or up: cut alike, and the next expert at the next turn */
+    bool expert;       /* a matrix of each expert */
     int layer;         /* -1: names are whole */
     int r;             /* first failure; everything after it is skipped */
 };
@@ -53,7 +54,7 @@ static const struct tensor *find(struct binder *b, const char *name, uint64_t ne
     return t;
 }
 
-/* A matrix [n_col, n_out], of each expert when @n_expert > 1. Return: bytes of one expert's. */
+/* A matrix [n_col, n_out], or one of each expert. Return: bytes from one expert's to the next. */
 static size_t mat(struct binder *b, const char *name, uint32_t n_col, uint32_t n_out,
                   uint32_t n_expert, bool optional, struct ops_mat *ret) {
     const struct tensor *t = find(b, name, n_col, n_out, n_expert, optional);
@@ -63,7 +64,8 @@ static size_t mat(struct binder *b, const char *name, uint32_t n_col, uint32_t n
     struct weights_cut cut = { .n_out = n_out / b->n_in_one,
                                .unit = b->gated ? KERN_Q8_BLOCK : CUT_UNIT,
                                .turn = (uint32_t)(b->layer + 1),
-                               .alike = b->gated ? b->n_in_one : UINT32_MAX };
+                               .alike = b->gated ? b->n_in_one : UINT32_MAX,
+                               .n_expert = b->expert ? n_expert : 0 };
 
     *ret = (struct ops_mat){ 0 };
     if (!t)
@@ -82,7 +84,7 @@ static size_t mat(struct binder *b, const char *name, uint32_t n_col, uint32_t n
     ret->part = weights_parts(w, t);
     ret->n_part = ret->part ? w->plan->n_shard : 0;
 
-    return ret->stride * n_out;
+    return weights_step(w, t);
 }
 
 /* A vector, where it lies when it is f32, else converted; times @factor. */
@@ -125,6 +127,7 @@ static void bind_experts(struct binder *b, struct gemma4_layer *l) {
     l->dense_post_norm = vec(b, "post_ffw_norm_1.weight", d, 1, false);
     l->moe_post_norm = vec(b, "post_ffw_norm_2.weight", d, 1, false);
     l->exp_scale = vec(b, "ffn_down_exps.scale", n, 1, true);
+    b->expert = true;
     l->exp_down_size = mat(b, "ffn_down_exps.weight", ff, d, n, false, &l->exp_down);
 
     /* gate and up of an expert in one matrix, gate first, or in two */
@@ -135,13 +138,15 @@ static void bind_experts(struct binder *b, struct gemma4_layer *l) {
     b->n_in_one = 1;
     if (size) {
         l->exp_gate.n_out = ff;
-        l->exp_up = ops_mat_next(&l->exp_gate, 1, ff * l->exp_gate.stride);
+        l->exp_up = ops_mat_next(&l->exp_gate, 1, ff * l->exp_gate.stride, 1);
+        l->exp_gated_n = 2;
         l->exp_gate_size = l->exp_up_size = size;
     } else {
+        l->exp_gated_n = 1;
         l->exp_gate_size = mat(b, "ffn_gate_exps.weight", d, ff, n, false, &l->exp_gate);
         l->exp_up_size = mat(b, "ffn_up_exps.weight", d, ff, n, false, &l->exp_up);
     }
-    b->gated = false;
+    b->gated = b->expert = false;
 }
 
 static void bind_layer(struct binder *b, struct gemma4_layer *l) {

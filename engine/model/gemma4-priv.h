@@ -34,6 +34,7 @@ struct gemma4_layer {
     const float *moe_norm, *dense_post_norm, *moe_post_norm; /* [d] */
     struct ops_mat exp_gate, exp_up, exp_down;               /* of expert 0 */
     size_t exp_gate_size, exp_up_size, exp_down_size;        /* bytes from one expert to the next */
+    uint32_t exp_gated_n;                                    /* of gate and up, matrices */
     const float *exp_scale;                                  /* [n_expert], NULL: 1 */
 
     /* forms in which the layer's matrices read their inputs */

@@ -212,9 +212,9 @@ static uint32_t expert_tasks(struct gemma4 *g, struct ops_task *gathered, struct
 
     for (uint32_t i = 0; i < n; i++) {
         const struct group_expert *e = &group->expert[i];
-        struct ops_mat gate = ops_mat_next(&l->exp_gate, e->id, l->exp_gate_size);
-        struct ops_mat up = ops_mat_next(&l->exp_up, e->id, l->exp_up_size);
-        struct ops_mat down = ops_mat_next(&l->exp_down, e->id, l->exp_down_size);
+        struct ops_mat gate = ops_mat_next(&l->exp_gate, e->id, l->exp_gate_size, l->exp_gated_n);
+        struct ops_mat up = ops_mat_next(&l->exp_up, e->id, l->exp_up_size, l->exp_gated_n);
+        struct ops_mat down = ops_mat_next(&l->exp_down, e->id, l->exp_down_size, 1);
 
         t[i] = product_glu(&gate, &up,
                            group_together(group, e)

@@ -105,9 +105,10 @@ static void gemma4_cool(struct model *m) {
         uint32_t n = heat_cold(&g->heat, i, &id);
 
         for (uint32_t e = 0; e < n; e++) {
-            struct ops_mat gate = ops_mat_next(&l->exp_gate, id[e], l->exp_gate_size);
-            struct ops_mat up = ops_mat_next(&l->exp_up, id[e], l->exp_up_size);
-            struct ops_mat down = ops_mat_next(&l->exp_down, id[e], l->exp_down_size);
+            struct ops_mat gate =
+                ops_mat_next(&l->exp_gate, id[e], l->exp_gate_size, l->exp_gated_n);
+            struct ops_mat up = ops_mat_next(&l->exp_up, id[e], l->exp_up_size, l->exp_gated_n);
+            struct ops_mat down = ops_mat_next(&l->exp_down, id[e], l->exp_down_size, 1);
 
             cool_mat(&m->weights, &gate);
             cool_mat(&m->weights, &up);

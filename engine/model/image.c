@@ -18,7 +18,7 @@ enum {
     SAMPLE_SIZE = 4096, /* bytes */
 };
 
-_Static_assert(sizeof(struct image_head) % 8 == 0 && sizeof(struct image_tensor) == 56,
+_Static_assert(sizeof(struct image_head) % 8 == 0 && sizeof(struct image_tensor) == 64,
                "the tables behind the head have no gaps");
 _Static_assert(IMAGE_SLAB % MEM_HUGE == 0, "a slab is mapped by huge pages");
 

@@ -44,7 +44,7 @@ enum {
 };
 
 enum {
-    IMAGE_VERSION = 1,
+    IMAGE_VERSION = 2,
     IMAGE_SLAB = 16 << 20, /* bytes of weights a sum is of; a multiple of MEM_HUGE */
     IMAGE_PATH_MAX = 4096,
 };
@@ -66,7 +66,8 @@ struct image_head {
 struct image_tensor {
     uint64_t name;   /* sum_bytes() of how tensors are cut for nodes, and its name */
     uint64_t at;     /* bytes from data_at */
-    uint64_t size;   /* bytes */
+    uint64_t step;   /* bytes from one expert's matrices to the next one's; 0: of no expert */
+    uint64_t size;   /* bytes of all its matrices */
     char layout[28]; /* see kern.h; NUL-padded */
     uint32_t n_row;  /* of a group */
 };

@@ -96,12 +96,14 @@ struct ops_mat {
     uint32_t n_part;
 };
 
-/* The @i-th behind @m of matrices like it, @size bytes from one to the next. */
-static inline struct ops_mat ops_mat_next(const struct ops_mat *m, uint32_t i, size_t size) {
+/* The @i-th behind @m of matrices like it, @size bytes, or in parts @n matrices, from one to the
+ * next. */
+static inline struct ops_mat ops_mat_next(const struct ops_mat *m, uint32_t i, size_t size,
+                                          uint32_t n) {
     struct ops_mat next = *m;
 
     if (m->part)
-        next.part += size / (m->n_out * m->stride) * m->n_part * i;
+        next.part += n * m->n_part * i;
     next.data = m->part ? next.part->data : (const uint8_t *)m->data + i * size;
     return next;
 }

@@ -63,43 +63,97 @@ static int make_parts(struct weights *w) {
     return 0;
 }
 
-/* A shard's rows of all matrices of a tensor, from @at bytes behind @base on. Return: their end. */
-static size_t lay_out_tensor(struct weights *w, uint32_t i, uint32_t shard, uint8_t *base,
-                             size_t at) {
-    const struct tensor *t = gguf_tensor_at(w->gguf, i);
-    struct weights_place *p = &w->place[i];
+/* What is being laid out: a shard's rows, from @at bytes behind @base on. */
+struct layout {
+    struct weights *w;
+    uint32_t shard;
+    uint8_t *base; /* NULL: nowhere yet */
+    size_t at;
+};
+
+static void align(struct layout *l, size_t to) {
+    l->at = (l->at + to - 1) & ~(to - 1);
+}
+
+/* Matrices @begin to @end - 1 of a tensor. */
+static void lay_out_matrices(struct layout *l, uint32_t tensor, uint32_t begin, uint32_t end) {
+    const struct plan *plan = l->w->plan;
+    const struct tensor *t = gguf_tensor_at(l->w->gguf, tensor);
+    struct weights_place *p = &l->w->place[tensor];
     const struct weights_cut *c = &p->cut;
     size_t stride = quant_row_size(t->fmt, t->ne[0]);
 
-    at = (at + WEIGHTS_ALIGN - 1) & ~(size_t)(WEIGHTS_ALIGN - 1);
-    if (shard == 0)
-        p->at = at;
-    for (uint32_t m = 0; m < n_matrix(p, t); m++) {
-        struct plan_part *part = &p->part[m * w->plan->n_shard + shard];
+    align(l, WEIGHTS_ALIGN);
+    if (l->shard == 0 && begin == 0)
+        p->at = l->at;
+    for (uint32_t m = begin; m < end; m++) {
+        struct plan_part *part = &p->part[m * plan->n_shard + l->shard];
         uint32_t turn = c->turn + m / c->alike;
 
-        part->data = base ? base + at : NULL;
-        part->end = plan_cut(w->plan, c->n_out, c->unit, turn, shard + 1);
-        at += (part->end - plan_cut(w->plan, c->n_out, c->unit, turn, shard)) * stride;
+        part->data = l->base ? l->base + l->at : NULL;
+        part->end = plan_cut(plan, c->n_out, c->unit, turn, l->shard + 1);
+        l->at += (part->end - plan_cut(plan, c->n_out, c->unit, turn, l->shard)) * stride;
     }
-    return at;
+}
+
+/* Are the tensors of @a and @b of one layer's experts? */
+static bool same_record(const struct weights_place *a, const struct weights_place *b) {
+    return a->pack && b->pack && a->cut.n_expert == b->cut.n_expert && a->cut.turn == b->cut.turn;
+}
+
+/* The records of a layer, whose first tensor is @first. */
+static void lay_out_records(struct layout *l, uint32_t first) {
+    struct weights *w = l->w;
+    const struct weights_place *p = &w->place[first];
+    uint32_t n_expert = p->cut.n_expert;
+    size_t begin = 0;
+
+    for (uint32_t e = 0; e < n_expert; e++) {
+        align(l, WEIGHTS_RECORD);
+        if (e == 0)
+            begin = l->at;
+        for (uint32_t i = first; i < gguf_n_tensor(w->gguf); i++)
+            if (same_record(p, &w->place[i])) {
+                uint32_t n = n_matrix(&w->place[i], gguf_tensor_at(w->gguf, i)) / n_expert;
+
+                lay_out_matrices(l, i, e * n, (e + 1) * n);
+            }
+    }
+    align(l, WEIGHTS_RECORD);
+    for (uint32_t i = first; i < gguf_n_tensor(w->gguf); i++)
+        if (same_record(p, &w->place[i]))
+            w->place[i].step = (l->at - begin) / n_expert;
+}
+
+static bool is_first(const struct weights *w, uint32_t tensor) {
+    const struct weights_place *p = &w->place[tensor];
+
+    for (uint32_t i = 0; i < tensor; i++)
+        if (same_record(&w->place[i], p))
+            return false;
+    return p->pack && p->cut.n_expert > 0;
 }
 
 int weights_lay_out(struct weights *w, uint8_t *base) {
-    size_t at = 0;
+    uint32_t n = gguf_n_tensor(w->gguf);
+    struct layout l = { .w = w, .base = base };
     int r = w->part ? 0 : make_parts(w);
 
     if (r < 0)
         return err_up(r);
     for (uint32_t s = 0; s < w->plan->n_shard; s++) {
-        at = (at + IMAGE_SLAB - 1) & ~(size_t)(IMAGE_SLAB - 1); /* none is of two nodes */
-        w->shard[s].at = at;
-        for (uint32_t i = 0; i < gguf_n_tensor(w->gguf); i++)
-            if (w->place[i].pack)
-                at = lay_out_tensor(w, i, s, base, at);
-        w->shard[s].size = at - w->shard[s].at;
+        l.shard = s;
+        align(&l, IMAGE_SLAB); /* none is of two nodes */
+        w->shard[s].at = l.at;
+        for (uint32_t i = 0; i < n; i++)
+            if (w->place[i].pack && w->place[i].cut.n_expert == 0)
+                lay_out_matrices(&l, i, 0, n_matrix(&w->place[i], gguf_tensor_at(w->gguf, i)));
+        for (uint32_t i = 0; i < n; i++)
+            if (is_first(w, i))
+                lay_out_records(&l, i);
+        w->shard[s].size = l.at - w->shard[s].at;
     }
-    w->size = at;
+    w->size = l.at;
     return 0;
 }
 
@@ -147,6 +201,14 @@ const void *weights_at(const struct weights *w, const struct tensor *t,
 
     *ret_pack = here && p->pack != &plain ? p->pack : NULL;
     return here ? w->base + p->at : t->data;
+}
+
+size_t weights_step(const struct weights *w, const struct tensor *t) {
+    const struct weights_place *p = place_of(w, t);
+
+    if (w->base && p->pack && p->cut.n_expert > 0 && w->plan->n_shard == 1)
+        return p->step;
+    return t->size / t->ne[2];
 }
 
 const struct plan_part *weights_parts(const struct weights *w, const struct tensor *t) {

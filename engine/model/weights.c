@@ -63,6 +63,7 @@ static int plan_image(struct weights *w, const char *dir) {
             continue;
         *to = (struct image_tensor){ .name = sum_bytes(cut, t->name, strlen(t->name)),
                                      .at = w->place[i].at,
+                                     .step = w->place[i].step,
                                      .size = t->size,
                                      .n_row = pack->n_row };
         memcpy(to->layout, pack->layout, strnlen(pack->layout, sizeof to->layout));

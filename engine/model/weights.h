@@ -12,8 +12,9 @@
  * With a cache directory, packed weights are kept as a file (image.h): written in the background
  * once they are loaded, it takes their place in memory slab by slab, and a later start maps it.
  *
- *   packed tensor:  groups of n_row rows, in the file's order; the rows of all experts are one
- *                   sequence, since those of one expert are whole groups
+ *   packed tensor:  groups of n_row rows, in the file's order
+ *   experts:        behind all else, layer by layer, a record each: its matrices of all tensors of
+ *                   the layer, in the file's order; it begins at a multiple of WEIGHTS_RECORD
  *
  * Where there are several shards (plan.h), each has its rows of all matrices in a stretch of that
  * mapping, on its node; then rows that no kernel packs lie there too, as in the file. An image of
@@ -48,20 +49,23 @@ enum {
 enum {
     WEIGHTS_SLAB = 2 << 20,   /* bytes of whole groups read and packed at once, about */
     WEIGHTS_CHUNK = 16 << 20, /* bytes paged in at once */
+    WEIGHTS_RECORD = 4096,    /* bytes; what reads around the page cache ask for */
 };
 
 /* How the matrices of a tensor, one after the other, are cut for shards. */
 struct weights_cut {
-    uint32_t n_out; /* rows of one */
-    uint32_t unit;  /* rows that stay together, whole groups of all packings */
-    uint32_t turn;  /* of the first; see plan_cut() */
-    uint32_t alike; /* so many matrices have one turn, the next as many the next */
+    uint32_t n_out;    /* rows of one */
+    uint32_t unit;     /* rows that stay together, whole groups of all packings */
+    uint32_t turn;     /* of the first; see plan_cut() */
+    uint32_t alike;    /* so many matrices have one turn, the next as many the next */
+    uint32_t n_expert; /* whose matrices these are, one after the other; 0: of no expert */
 };
 
 struct weights_place {
     const struct kern_pack *pack; /* NULL: in the file's mapping */
     struct weights_cut cut;
     size_t at;              /* bytes from the base, of its first part */
+    size_t step;            /* of experts: bytes from one record to the next, of one shard */
     struct plan_part *part; /* [n matrices][n_shard] */
 };
 
@@ -117,6 +121,8 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
 /* Where @t lies. @ret_pack: how it is packed; NULL: as in the file */
 const void *weights_at(const struct weights *w, const struct tensor *t,
                        const struct kern_pack **ret_pack);
+/* Bytes from one expert's matrices of @t to the next one's; of several shards, in the file. */
+size_t weights_step(const struct weights *w, const struct tensor *t);
 /* The parts of its matrices, [n matrices][plan->n_shard]; NULL: each lies in one piece. */
 const struct plan_part *weights_parts(const struct weights *w, const struct tensor *t);
 

@@ -9,7 +9,11 @@
 #include "engine/model/image-file.h"
 #include "tests/fuzz/fuzz.h"
 
-enum { N_TENSOR = 3, N_SLAB = 2, N = sizeof(struct image_head) + N_TENSOR * 56 + N_SLAB * 8 };
+enum {
+    N_TENSOR = 3,
+    N_SLAB = 2,
+    N = sizeof(struct image_head) + N_TENSOR * sizeof(struct image_tensor) + N_SLAB * 8
+};
 
 /* As image_new() makes it, of a model that is not there. */
 static void plan(struct image *img, void *head) {
@@ -25,7 +29,7 @@ static void plan(struct image *img, void *head) {
     img->head->data_size = 3 << 20;
     t = (struct image_tensor *)(img->head + 1);
     for (uint32_t i = 0; i < N_TENSOR; i++)
-        t[i] = (struct image_tensor){ i, i << 20, 1 << 20, "Q4_0.r16", 16 };
+        t[i] = (struct image_tensor){ i, i << 20, 4096, 1 << 20, "Q4_0.r16", 16 };
     img->slab = (uint64_t *)(t + N_TENSOR);
 }
 
