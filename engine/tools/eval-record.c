@@ -26,11 +26,12 @@ struct eval_record {
     const struct kern *kern;
     struct gemma4_conf conf;
     uint32_t n_batch;
-    struct gate *gate;        /* [n_layer] */
-    float *scratch;           /* router_guess()'s */
-    uint16_t *id;             /* [n_layer][n_row][k] of the step */
-    uint32_t *guess[GUESS_N]; /* [2][n_batch][k] of an even and an odd layer */
-    uint64_t n_asked, n_right[GUESS_N];
+    struct gate *gate;          /* [n_layer] */
+    float *scratch;             /* router_guess()'s */
+    uint16_t *id;               /* [n_layer][n_row][k] of the step */
+    uint32_t *guess[GUESS_N];   /* [2][n_batch][k] of an even and an odd layer */
+    uint64_t n_asked;           /* rows, of all layers but the first */
+    uint64_t *n_right[GUESS_N]; /* [k] of them whose i-th guess was right */
 };
 
 static uint32_t *guessed(const struct eval_record *c, enum guess when, uint32_t layer, uint32_t r) {
@@ -54,10 +55,10 @@ static void judge(struct eval_record *c, uint32_t layer, uint32_t r, const uint3
 
     if (layer == 0)
         return;
-    c->n_asked += k;
+    c->n_asked++;
     for (uint32_t when = 0; when < GUESS_N; when++)
         for (uint32_t i = 0; i < k * k; i++)
-            c->n_right[when] += guessed(c, when, layer, r)[i / k] == id[i % k];
+            c->n_right[when][i / k] += guessed(c, when, layer, r)[i / k] == id[i % k];
 }
 
 static void take_routes(struct eval_record *c, uint32_t layer, const float *prob, uint32_t n_row) {
@@ -121,9 +122,13 @@ int eval_record_new(struct eval *e, struct eval_model *m, struct eval_record **r
     c->gate = calloc(f->n_layer, sizeof *c->gate);
     c->id = calloc(f->n_layer * n_id, sizeof *c->id);
     c->scratch = aligned_alloc(64, router_guess_size(f->n_embd, f->n_expert, f->n_expert_used));
-    for (uint32_t i = 0; i < GUESS_N; i++)
+    for (uint32_t i = 0; i < GUESS_N; i++) {
         c->guess[i] = calloc(2 * n_id, sizeof *c->guess[i]);
-    if (!c->gate || !c->id || !c->scratch || !c->guess[0] || !c->guess[1])
+        c->n_right[i] = calloc(f->n_expert_used, sizeof *c->n_right[i]);
+        if (!c->guess[i] || !c->n_right[i])
+            return eval_fail(e, "no memory");
+    }
+    if (!c->gate || !c->id || !c->scratch)
         return eval_fail(e, "no memory");
     for (uint32_t i = 0; i < f->n_layer; i++)
         if (!find_gate(e, c, i))
@@ -137,17 +142,32 @@ int eval_record_new(struct eval *e, struct eval_model *m, struct eval_record **r
     return 0;
 }
 
+/* Shares of guesses that were right: of all, and of a row's first, second, ... */
+static void add_guess(const struct eval_record *c, json_object *out, enum guess when,
+                      const char *name, const char *name_rank) {
+    double n = c->n_asked > 0 ? (double)c->n_asked : 1, all = 0;
+    json_object *rank = json_object_new_array();
+
+    for (uint32_t i = 0; i < c->conf.n_expert_used; i++) {
+        double share = (double)c->n_right[when][i] / n;
+
+        json_object_array_add(rank, json_object_new_double(share));
+        all += share / c->conf.n_expert_used;
+    }
+    eval_add_double(out, name, all);
+    json_object_object_add(out, name_rank, rank);
+}
+
 int eval_record_end(struct eval *e, struct eval_record *c, json_object *out) {
     FILE *file = take(c->file);
     bool bad = ferror(file);
-    double n = c->n_asked > 0 ? (double)c->n_asked : 1;
     json_object *o;
 
     if (fclose(file) != 0 || bad)
         return eval_fail(e, "%s: can not write all of it", e->args->record);
     o = json_object_new_object();
-    eval_add_double(o, "attn", (double)c->n_right[GUESS_ATTN] / n);
-    eval_add_double(o, "out", (double)c->n_right[GUESS_OUT] / n);
+    add_guess(c, o, GUESS_ATTN, "attn", "attn_by_rank");
+    add_guess(c, o, GUESS_OUT, "out", "out_by_rank");
     json_object_object_add(out, "look_ahead", o);
     return 0;
 }
@@ -157,8 +177,10 @@ struct eval_record *eval_record_free(struct eval_record *c) {
         return NULL;
     if (c->file)
         fclose(c->file);
-    for (uint32_t i = 0; i < GUESS_N; i++)
+    for (uint32_t i = 0; i < GUESS_N; i++) {
         free(c->guess[i]);
+        free(c->n_right[i]);
+    }
     free(c->scratch);
     free(c->id);
     free(c->gate);

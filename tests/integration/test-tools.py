@@ -172,6 +172,9 @@ def test_cachesim():
         p = run(EVAL, MODEL, "--text", "What does tar do?", "--greedy", "20", "--record", path)
         ahead = json.loads(p.stdout)["look_ahead"]
         assert 0.25 < ahead["attn"] <= 1 and 0.25 < ahead["out"] <= 1, ahead  # chance is 2 of 8
+        for when, rank in ("attn", "attn_by_rank"), ("out", "out_by_rank"):  # the surer, the more often right
+            first, second = ahead[rank]
+            assert abs(ahead[when] - (first + second) / 2) < 1e-6 and second < first <= 1, ahead
         o = json.loads(run(CACHESIM, path, "--slots", "3,9,32", "--json").stdout)
         assert (o["layers"], o["experts"], o["used"]) == (4, 8, 2) and o["steps"] == 20 and o["tokens"] > 20, o
         for row in o["rows"]:
