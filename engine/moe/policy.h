@@ -9,8 +9,8 @@
  * Every use of an expert adds one to its score, and the last one POLICY_LAST more, since tokens
  * repeat what the token before used. A use counts half as much as one POLICY_HALF rows later. An
  * expert keeps its score while it has no slot. Who makes room is whoever has the lowest score among
- * those not held; empty slots go first. One pool serves all layers: each sees the same
- * rows, so their scores compare, and a layer whose router is even gets more slots by itself.
+ * those not held; empty slots go first. One pool serves all layers: each sees the same rows, so
+ * their scores compare, and a layer whose router is even gets more slots by itself.
  *
  * Time passes for all experts alike, so it is new uses that gain weight rather than old ones that
  * lose it: a score changes only when its expert is used, and slots wait in a heap. A decision costs
@@ -20,7 +20,7 @@
  * 128 experts, half of which have slots, 600 tokens. More in moe-cachesim(1).
  *
  *   router: skew, share of repeats      ours   without POLICY_LAST   LRU    LFU   optimum
- *   0     0                             51.4                  51.6   51.2   52.1  82.2
+ *   0     0                             51.1                  51.6   51.2   52.1  82.2
  *   0.6   0                             70.0                  70.7   64.4   71.1  87.2
  *   0.6   0.3                           75.5                  73.1   74.8   71.4  91.0
  *   1     0                             83.6                  84.4   79.8   84.8  92.9
