@@ -210,6 +210,12 @@ static void answer(struct moe *m, struct client_call *c, const struct moe_value 
         call.reply(m, call.id, result, error, call.userdata);
 }
 
+/* Those on their way go nowhere any more. */
+static void drop_files(struct moe *m) {
+    while (m->n_file)
+        (void)close(m->files[--m->n_file].fd);
+}
+
 /* The connection is over: everybody gets an answer. What the service said last is the reason. */
 static int hang_up(struct moe *m, int r) {
     const char *message = r == -EPROTO ? "the service sent what is no message of the protocol"
@@ -219,6 +225,7 @@ static int hang_up(struct moe *m, int r) {
 
     m->over = r;
     m->answer = NULL;
+    drop_files(m);
     while (m->n_call)
         answer(m, &m->calls[m->n_call - 1], NULL, &error);
 
@@ -268,20 +275,60 @@ uint64_t moe_timeout(const struct moe *m) {
     return first > now ? first - now : 0;
 }
 
+static void put_fd(struct msghdr *h, int fd) {
+    struct cmsghdr *c = CMSG_FIRSTHDR(h);
+
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(sizeof fd);
+    (void)memcpy(CMSG_DATA(c), &fd, sizeof fd);
+}
+
+/* Send what is to be sent up to the next descriptor, or that one and what goes with it.
+ * Return: bytes, or -1 as send(). */
+static ssize_t send_some(struct moe *m) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control = { 0 };
+    bool with_file = m->n_file && m->files[0].at == m->n_sent;
+    const struct client_file *next = m->n_file > with_file ? &m->files[with_file] : NULL;
+    size_t n = next ? (size_t)(next->at - m->n_sent) : m->out.to - m->out.from;
+    struct iovec from = { m->out.p + m->out.from, n };
+    struct msghdr h = { .msg_iov = &from, .msg_iovlen = 1 };
+    ssize_t sent;
+
+    if (with_file) {
+        h.msg_control = &control;
+        h.msg_controllen = sizeof control;
+        put_fd(&h, m->files[0].fd);
+    }
+    sent = sendmsg(m->fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (sent <= 0)
+        return sent;
+
+    if (with_file) {
+        (void)close(m->files[0].fd);
+        memmove(m->files, m->files + 1, --m->n_file * sizeof *m->files);
+    }
+    m->out.from += (size_t)sent;
+    m->n_sent += (size_t)sent;
+    return sent;
+}
+
 void client_flush(struct moe *m) {
     while (m->out.from < m->out.to && !m->deaf && !m->over) {
-        ssize_t n = send(m->fd, m->out.p + m->out.from, m->out.to - m->out.from,
-                         MSG_NOSIGNAL | MSG_DONTWAIT);
-
-        if (n >= 0)
-            m->out.from += (size_t)n;
-        else if (errno == EAGAIN || errno == EWOULDBLOCK)
+        if (send_some(m) >= 0)
+            continue;
+        if (errno == EAGAIN || errno == EWOULDBLOCK)
             break;
         else if (errno != EINTR)
             m->deaf = true; /* why stands in what we have not read yet */
     }
-    if (m->deaf)
+    if (m->deaf) {
         m->out.from = m->out.to;
+        drop_files(m);
+    }
     buf_settle(&m->out);
 }
 
@@ -565,6 +612,26 @@ int moe_call(struct moe *m, const char *method, const struct moe_map *params, mo
     return client_call2(m, method, params, NULL, reply, notify, userdata, ret_id);
 }
 
+int client_call_fd(struct moe *m, const char *method, const struct moe_map *params, int fd,
+                   moe_reply_fn reply, void *userdata, uint32_t *ret_id) {
+    struct client_file f = { m->n_sent + (m->out.to - m->out.from), -1 };
+    int r;
+
+    if (m->n_file == WIRE_OUTSTANDING_MAX)
+        return -EAGAIN;
+    f.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    if (f.fd < 0)
+        return -errno;
+    r = client_call2(m, method, params, NULL, reply, NULL, userdata, ret_id);
+    if (r < 0) {
+        (void)close(f.fd);
+        return r;
+    }
+
+    m->files[m->n_file++] = f;
+    return 0;
+}
+
 int moe_cancel(struct moe *m, uint32_t id) {
     size_t queued = m->out.to - m->out.from;
     msgpack_packer p;
@@ -653,14 +720,9 @@ int client_run(struct moe *m, const bool *done, uint32_t id) {
     return r;
 }
 
-struct waiter {
-    bool done;
-    int r;
-};
-
-static void waited(struct moe *m, uint32_t id, const struct moe_value *result,
+void client_waited(struct moe *m, uint32_t id, const struct moe_value *result,
                    const struct moe_error *error, void *userdata) {
-    struct waiter *w = userdata;
+    struct client_waiter *w = userdata;
 
     (void)id;
     (void)result;
@@ -668,28 +730,33 @@ static void waited(struct moe *m, uint32_t id, const struct moe_value *result,
     w->done = true;
 }
 
-int client_call2_wait(struct moe *m, const char *method, const struct moe_map *a,
-                      const struct moe_map *b, uint64_t usec, const struct moe_value **ret_result) {
-    struct waiter w = { 0 };
-    uint32_t id;
+int client_await(struct moe *m, struct client_waiter *w, uint32_t id, uint64_t usec,
+                 const struct moe_value **ret_result) {
     int r;
 
-    if (m->busy)
-        return -EBUSY;
-    m->kept.failed = false;
-    r = client_call2(m, method, a, b, waited, NULL, &w, &id);
-    if (r < 0)
-        return r;
     (void)moe_set_deadline(m, id, usec);
-    r = client_run(m, &w.done, id);
-    if (r < 0 || w.r < 0)
-        return r < 0 ? r : w.r;
+    r = client_run(m, &w->done, id);
+    if (r < 0 || w->r < 0)
+        return r < 0 ? r : w->r;
     if (m->kept.failed)
         return -EREMOTEIO;
 
     if (ret_result)
         *ret_result = client_kept_value(m);
     return 0;
+}
+
+int client_call2_wait(struct moe *m, const char *method, const struct moe_map *a,
+                      const struct moe_map *b, uint64_t usec, const struct moe_value **ret_result) {
+    struct client_waiter w = { 0 };
+    uint32_t id;
+    int r;
+
+    if (m->busy)
+        return -EBUSY;
+    m->kept.failed = false;
+    r = client_call2(m, method, a, b, client_waited, NULL, &w, &id);
+    return r < 0 ? r : client_await(m, &w, id, usec, ret_result);
 }
 
 int moe_call_wait(struct moe *m, const char *method, const struct moe_map *params, uint64_t usec,

@@ -34,6 +34,12 @@ struct client_call {
     bool given_up;     /* has had its reply; the number stays taken until the answer comes */
 };
 
+/* A descriptor on its way. */
+struct client_file {
+    uint64_t at; /* bytes of the stream before the frame it goes with */
+    int fd;
+};
+
 /* An answer that outlives its frame, for the *_wait() functions. */
 struct client_kept {
     msgpack_sbuffer bytes;
@@ -49,6 +55,9 @@ struct moe {
     bool busy; /* in moe_process(): callbacks must not come back */
     bool deaf; /* the service takes nothing any more; it may still have something to say */
     struct client_buf in, out;
+    uint64_t n_sent; /* bytes */
+    struct client_file files[WIRE_OUTSTANDING_MAX];
+    size_t n_file;
     struct wire_scan scan;
     struct client_call calls[WIRE_OUTSTANDING_MAX];
     size_t n_call;
@@ -82,6 +91,22 @@ int client_call2(struct moe *m, const char *method, const struct moe_map *a,
 /* moe_call_wait() with the pairs of two maps, either of which may be NULL. */
 int client_call2_wait(struct moe *m, const char *method, const struct moe_map *a,
                       const struct moe_map *b, uint64_t usec, const struct moe_value **ret_result);
+
+/* moe_call() with the descriptor @fd, of which a copy is taken. */
+int client_call_fd(struct moe *m, const char *method, const struct moe_map *params, int fd,
+                   moe_reply_fn reply, void *userdata, uint32_t *ret_id);
+
+/* What a *_wait() function waits with: client_waited() is the reply of the call that began with
+ * .done false. */
+struct client_waiter {
+    bool done;
+    int r;
+};
+void client_waited(struct moe *m, uint32_t id, const struct moe_value *result,
+                   const struct moe_error *error, void *userdata);
+/* Wait for it, @usec at most. */
+int client_await(struct moe *m, struct client_waiter *w, uint32_t id, uint64_t usec,
+                 const struct moe_value **ret_result);
 
 /* The key "messages": generate.c. */
 void client_put_messages(struct moe_map *p, const struct moe_message *messages, size_t n);

@@ -25,6 +25,8 @@ const char *wire_strerror(int outcome) {
         return "a frame nested deeper than 16";
     case WIRE_TOO_MANY:
         return "a frame of more than 65536 elements";
+    case WIRE_TOO_GIVEN:
+        return "a frame with more than one descriptor";
     default:
         return "not a msgpack-rpc frame";
     }

@@ -34,7 +34,8 @@ enum {
     WIRE_MALFORMED, /* no msgpack, or no msgpack-rpc frame */
     WIRE_TOO_LARGE,
     WIRE_TOO_DEEP,
-    WIRE_TOO_MANY, /* elements */
+    WIRE_TOO_MANY,  /* elements */
+    WIRE_TOO_GIVEN, /* descriptors */
 };
 
 /* "a frame larger than 16777216 bytes", … for a WIRE_* outcome; static. */

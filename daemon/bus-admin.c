@@ -38,22 +38,6 @@ static int load_reply(struct bus_call *c, const msgpack_object *result, sd_bus_m
 
 /* ---- import, verify ---- */
 
-static int of_import(struct bus_call *c, int r) {
-    switch (r) {
-    case IMPORT_BAD:
-    case IMPORT_EXISTS:
-        return RPC_INVALID_ARGS;
-    case IMPORT_NONE:
-        return RPC_NO_SUCH_MODEL;
-    case IMPORT_UNSUPPORTED:
-        return RPC_NOT_SUPPORTED;
-    case IMPORT_BUSY:
-        return RPC_BUSY;
-    default:
-        return err_fold(r);
-    }
-}
-
 static int reply_task(struct bus_call *c, const struct task *t) {
     char path[256];
     int r;
@@ -79,18 +63,16 @@ static int import_run(struct bus_call *c) {
     f.digest = o.digest;
     f.license = o.license;
     r = import_begin(c->peer->bus->server->imports, &f, &t, &c->why);
-    return r ? of_import(c, r) : err_up(reply_task(c, t));
+    return err_up(r ? r : reply_task(c, t));
 }
 
-static int verify_run(struct bus_call *c) {
-    struct task *t;
+static int verify_pack(struct bus_call *c, struct bus_params *p) {
     const char *id;
-    int r;
 
     if (sd_bus_message_read(c->m, "s", &id) < 0)
         return bus_call_unread(c, -EBADMSG);
-    r = import_verify(c->peer->bus->server->imports, id, c->peer->who.uid, &t, &c->why);
-    return r ? of_import(c, r) : err_up(reply_task(c, t));
+    bus_params_str(p, "id", id);
+    return 0;
 }
 
 static int unload_pack(struct bus_call *c, struct bus_params *p) {
@@ -202,7 +184,7 @@ static const struct bus_gate gates[] = {
     { "LoadModel", "model.load", BUS_MANAGE, load_pack, load_reply, NULL, NULL },
     { "UnloadModel", "model.unload", BUS_MANAGE, unload_pack, nothing, NULL, NULL },
     { "ImportModel", NULL, BUS_MANAGE, NULL, NULL, import_run, NULL },
-    { "VerifyModel", NULL, BUS_MANAGE, NULL, NULL, verify_run, NULL },
+    { "VerifyModel", "model.verify", BUS_MANAGE, verify_pack, load_reply, NULL, NULL },
     { "RemoveModel", NULL, BUS_MANAGE, NULL, NULL, remove_run, NULL },
     { "SetUseCase", NULL, BUS_MANAGE, NULL, NULL, set_use_case_run, NULL },
     { "ListSessions", NULL, BUS_INSPECT, NULL, NULL, list_run, NULL },

@@ -129,7 +129,9 @@ static void on_bad(void *arg, int outcome) {
     if (!outcome)
         channel_refuse(arg, RPC_TIMEOUT, "a frame that took longer than 5 s");
     else
-        channel_refuse(arg, outcome == WIRE_MALFORMED ? RPC_INVALID_ARGS : RPC_TOO_LARGE,
+        channel_refuse(arg,
+                       outcome == WIRE_MALFORMED || outcome == WIRE_TOO_GIVEN ? RPC_INVALID_ARGS
+                                                                              : RPC_TOO_LARGE,
                        wire_strerror(outcome));
 }
 

@@ -4,6 +4,7 @@
 #include <event2/event.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include "client/wire.h"
 #include "daemon/conn.h"
@@ -27,6 +28,7 @@ struct conn {
     struct wire_scan scan;
     uint8_t *in;
     size_t n_in, n_room;
+    int given; /* a descriptor that came, or -1 */
 };
 
 static void conn_closed(struct conn *c) {
@@ -57,6 +59,19 @@ static void conn_frame(struct conn *c, const uint8_t *buf, size_t n) {
     msgpack_unpacked_destroy(&frame);
 }
 
+static void drop_given(struct conn *c) {
+    if (c->given >= 0)
+        (void)close(c->given);
+    c->given = -1;
+}
+
+int conn_take_fd(struct conn *c) {
+    int fd = c->given;
+
+    c->given = -1;
+    return fd;
+}
+
 static bool may_read(const struct conn *c) {
     return !c->finishing && evbuffer_get_length(c->out) < CONN_STOP;
 }
@@ -81,6 +96,8 @@ static void conn_frames(struct conn *c) {
 
     c->n_in -= at;
     (void)memmove(c->in, c->in + at, c->n_in);
+    if (!c->n_in)
+        drop_given(c);
     if (!c->n_in && c->n_room > CONN_KEEP) {
         free(c->in);
         c->in = NULL;
@@ -127,15 +144,45 @@ static int conn_room(struct conn *c) {
     return 0;
 }
 
+/* As recv(). *ret_outcome: WIRE_TOO_GIVEN for a descriptor more than there may be; it is closed. */
+static ssize_t receive(struct conn *c, int *ret_outcome) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec to = { c->in + c->n_in, c->n_room - c->n_in };
+    /* The exact length: with the padding two would fit. */
+    struct msghdr m = { .msg_iov = &to,
+                        .msg_iovlen = 1,
+                        .msg_control = &control,
+                        .msg_controllen = CMSG_LEN(sizeof(int)) };
+    ssize_t n = recvmsg(c->fd, &m, MSG_CMSG_CLOEXEC);
+    const struct cmsghdr *h = n >= 0 ? CMSG_FIRSTHDR(&m) : NULL;
+    int fd = -1;
+
+    if (h && h->cmsg_level == SOL_SOCKET && h->cmsg_type == SCM_RIGHTS &&
+        h->cmsg_len == CMSG_LEN(sizeof fd))
+        (void)memcpy(&fd, CMSG_DATA(h), sizeof fd);
+    *ret_outcome = (n >= 0 && m.msg_flags & MSG_CTRUNC) || (fd >= 0 && c->given >= 0)
+                       ? WIRE_TOO_GIVEN
+                       : WIRE__OK;
+    if (*ret_outcome && fd >= 0)
+        (void)close(fd);
+    else if (fd >= 0)
+        c->given = fd;
+    return n;
+}
+
 static void on_readable(evutil_socket_t fd, short what, void *arg) {
     struct conn *c = arg;
+    int outcome = WIRE__OK;
     ssize_t n;
 
     if (conn_room(c) < 0) {
         conn_closed(c);
         return;
     }
-    n = recv(c->fd, c->in + c->n_in, c->n_room - c->n_in, 0);
+    n = receive(c, &outcome);
     if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
         conn_closed(c);
         return;
@@ -144,7 +191,10 @@ static void on_readable(evutil_socket_t fd, short what, void *arg) {
         return;
 
     c->n_in += (size_t)n;
-    conn_frames(c);
+    if (outcome)
+        conn_bad(c, outcome);
+    else
+        conn_frames(c);
     conn_rearm(c);
 }
 
@@ -206,6 +256,7 @@ struct conn *conn_free(struct conn *c) {
             ;
         (void)close(c->fd);
     }
+    drop_given(c);
     free(c->in);
     free(c);
 
@@ -219,7 +270,7 @@ int conn_new(struct conn **ret_conn, struct event_base *base, int fd, const stru
     if (!c)
         return err_new(-ENOMEM);
 
-    c->fd = -1;
+    c->fd = c->given = -1;
     c->ops = ops;
     c->arg = arg;
     c->sent_usec = clock_usec();

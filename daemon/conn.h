@@ -9,6 +9,9 @@
  * peer that asks but does not listen costs no more than that. A hang-up is noticed also then.
  * Half-closing counts as hanging up: nobody is left to say stop.
  *
+ * A frame may come with a descriptor (SCM_RIGHTS), which is kept until a frame() takes it, or none
+ * of the bytes that came with it or before is left. There is never more than one.
+ *
  * Owner:   the daemon thread, in its event loop.
  * Memory:  the frame being read (WIRE_FRAME_MAX) and what waits to be sent.
  */
@@ -54,6 +57,9 @@ AUTO_DEFINE(struct conn *, conn_free)
 int conn_write(struct conn *c, const void *buf, size_t n);
 /* Read no more; closed() when all is sent, or after a second. */
 void conn_finish(struct conn *c);
+
+/* The descriptor that came with the frame, the caller's from then on; or -1. Within frame(). */
+int conn_take_fd(struct conn *c);
 
 /* Bytes queued, and when the last ones left. */
 size_t conn_pending(const struct conn *c);

@@ -279,7 +279,7 @@ static int start(struct imports *all, struct import *own, const char *id, uid_t 
     int r;
 
     if (all->n >= IMPORT_MAX)
-        return why_set(why, IMPORT_BUSY, "%d imports and verifications run, no more do at a time",
+        return why_set(why, RPC_BUSY, "%d imports and verifications run, no more do at a time",
                        IMPORT_MAX);
     own->all = all;
     r = tasks_begin(&own->task, all->tasks, own->verify ? TASK_VERIFY : TASK_IMPORT, id, uid,
@@ -308,10 +308,10 @@ static int check_id(const char *id, struct why *why) {
 
     if (!n || n > ID_MAX || id[0] == '.' || strchr(id, '/') || !utf8_valid(id, n) ||
         strncmp(id, "mmproj-", 7) == 0 || strncmp(id, "mtp-", 4) == 0 || strstr(id, "-of-"))
-        return why_set(why, IMPORT_BAD, "id: '%.100s' can not be a model's", id);
+        return why_set(why, RPC_INVALID_ARGS, "id: '%.100s' can not be a model's", id);
     for (const char *s = id; *s; s++)
         if ((unsigned char)*s < ' ' || *s == 0x7f)
-            return why_set(why, IMPORT_BAD, "id: a control character");
+            return why_set(why, RPC_INVALID_ARGS, "id: a control character");
     return 0;
 }
 
@@ -319,10 +319,11 @@ static int check_words(const struct import_file *f, struct why *why) {
     const char *s = f->license ?: "", *d = f->digest;
 
     if (d && (strlen(d) != ORIGIN_DIGEST - 1 || strspn(d, "0123456789abcdef") != ORIGIN_DIGEST - 1))
-        return why_set(why, IMPORT_BAD, "digest: not a SHA-256 in %d hexadecimal digits",
+        return why_set(why, RPC_INVALID_ARGS, "digest: not a SHA-256 in %d hexadecimal digits",
                        ORIGIN_DIGEST - 1);
     if (strlen(s) > 200 || !utf8_valid(s, strlen(s)) || strpbrk(s, "\r\n"))
-        return why_set(why, IMPORT_BAD, "license: more than 200 bytes, or more than one line");
+        return why_set(why, RPC_INVALID_ARGS,
+                       "license: more than 200 bytes, or more than one line");
     return 0;
 }
 
@@ -334,7 +335,8 @@ static int check_file(int fd, uint64_t *ret_size, struct why *why) {
     if (flags < 0 || fstat(fd, &st) < 0)
         return err_new(-errno);
     if (!S_ISREG(st.st_mode) || flags & O_PATH || (flags & O_ACCMODE) == O_WRONLY)
-        return why_set(why, IMPORT_BAD, "the descriptor is of no regular file open for reading");
+        return why_set(why, RPC_INVALID_ARGS,
+                       "the descriptor is of no regular file open for reading");
     *ret_size = (uint64_t)st.st_size;
     return 0;
 }
@@ -363,16 +365,16 @@ int import_begin(struct imports *all, const struct import_file *f, struct task *
     if (r)
         return err_up(r);
     if (!dir)
-        return why_set(why, IMPORT_UNSUPPORTED, "one file is served, and no folder");
+        return why_set(why, RPC_NOT_SUPPORTED, "one file is served, and no folder");
     if (models_find(all->models, f->id))
-        return why_set(why, IMPORT_EXISTS, "there is a model with the id %.100s", f->id);
+        return why_set(why, RPC_INVALID_ARGS, "there is a model with the id %.100s", f->id);
 
     m->mode = f->mode;
     if ((size_t)snprintf(m->path, sizeof m->path, "%s/%s.gguf", dir, f->id) >= sizeof m->path ||
         (size_t)snprintf(m->new, sizeof m->new, "%s/.%s.gguf.new", dir, f->id) >= sizeof m->new)
         return err_new(-ENAMETOOLONG);
     if (is_underway(all, m->path))
-        return why_set(why, IMPORT_EXISTS, "%.100s is being imported", f->id);
+        return why_set(why, RPC_INVALID_ARGS, "%.100s is being imported", f->id);
     (void)snprintf(m->origin.digest, sizeof m->origin.digest, "%s", f->digest ?: "");
     (void)snprintf(m->origin.license, sizeof m->origin.license, "%s", f->license ?: "");
     m->fd = fcntl(f->fd, F_DUPFD_CLOEXEC, 3);
@@ -396,9 +398,9 @@ int import_verify(struct imports *all, const char *id, uid_t uid, struct task **
     if (!m)
         return err_new(-ENOMEM);
     if (!f)
-        return why_set(why, IMPORT_NONE, "no model with the id %.100s", id);
+        return why_set(why, RPC_NO_SUCH_MODEL, "no model with the id %.100s", id);
     if (stat(f->path, &st) == 0 && (uint64_t)st.st_size != f->size)
-        return why_set(why, IMPORT_UNSUPPORTED, "%.100s is in parts, which have no digest", id);
+        return why_set(why, RPC_NOT_SUPPORTED, "%.100s is in parts, which have no digest", id);
 
     m->verify = true;
     m->fd = -1;

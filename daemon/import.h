@@ -20,17 +20,7 @@
 struct event_base;
 struct imports;
 
-enum {
-    IMPORT__OK,
-
-    IMPORT_BAD,         /* a parameter; @why names it */
-    IMPORT_EXISTS,      /* there is a model of that id */
-    IMPORT_NONE,        /* verify: there is none */
-    IMPORT_UNSUPPORTED, /* no folder is served, or the model is in parts */
-    IMPORT_BUSY,        /* IMPORT_MAX run */
-};
-
-enum { IMPORT_MAX = 4 };
+enum { IMPORT_MAX = 4 /* that run at a time */ };
 
 /* How the file comes into the folder. */
 enum import_mode {
@@ -58,10 +48,12 @@ int import_new(struct imports **ret_all, struct event_base *base, struct tasks *
 struct imports *import_free(struct imports *all);
 AUTO_DEFINE(struct imports *, import_free)
 
-/* Begin. Return: 0, an outcome above, or -errno. The task fails with RPC_CORRUPT for what is no
+/* Begin. Return: 0, -errno, or RPC_INVALID_ARGS: a parameter, or there is a model of that id;
+ * RPC_NOT_SUPPORTED: no folder is served; RPC_BUSY. The task fails with RPC_CORRUPT for what is no
  * model or has another digest, RPC_NOT_SUPPORTED where it cannot be linked. */
 int import_begin(struct imports *all, const struct import_file *file, struct task **ret_task,
                  struct why *why);
-/* Begin to read a model's file, and compare; its digest is kept if none was known. Likewise. */
+/* Begin to read a model's file, and compare; its digest is kept if none was known.
+ * Return: 0, -errno, RPC_NO_SUCH_MODEL, RPC_NOT_SUPPORTED: the model is in parts, or RPC_BUSY. */
 int import_verify(struct imports *all, const char *id, uid_t uid, struct task **ret_task,
                   struct why *why);

@@ -32,11 +32,13 @@ int rpc_job_wait(struct rpc_call *c);
 
 /* rpc-model.c */
 int rpc_model_availability(struct rpc_call *c);
+int rpc_model_import(struct rpc_call *c);
 int rpc_model_list(struct rpc_call *c);
 int rpc_model_pin(struct rpc_call *c);
 int rpc_model_load(struct rpc_call *c);
 int rpc_model_show(struct rpc_call *c);
 int rpc_model_unload(struct rpc_call *c);
+int rpc_model_verify(struct rpc_call *c);
 
 /* rpc-gen.c */
 int rpc_generate(struct rpc_call *c);

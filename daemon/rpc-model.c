@@ -428,3 +428,73 @@ int rpc_model_unload(struct rpc_call *c) {
     msgpack_pack_map(&c->reply->result_pk, 0);
     return 0;
 }
+
+/* ---- import, verify ---- */
+
+/* @r: of the beginning of @t. */
+static int reply_task(struct rpc_call *c, int r, const struct task *t) {
+    if (r == RPC_BUSY) {
+        msgpack_pack_map(&c->reply->data_pk, 2);
+        rpc_pack_uint(&c->reply->data_pk, "retry_after_ms", RETRY_LOADING_MS);
+        rpc_pack_uint(&c->reply->data_pk, "position", IMPORT_MAX);
+    }
+    if (r)
+        return err_up(r);
+
+    msgpack_pack_map(&c->reply->result_pk, 1);
+    rpc_pack_uint(&c->reply->result_pk, "job", t->id);
+    return 0;
+}
+
+static int get_mode(struct rpc_call *c, enum import_mode *ret_mode) {
+    size_t n = 0;
+    const char *s = rpc_get_str(c->params, "mode", &n);
+
+    if (!import_parse_mode(s ?: "", n, ret_mode))
+        return why_set(&c->reply->why, RPC_INVALID_ARGS, "mode: none of reference, reflink, copy");
+    return 0;
+}
+
+int rpc_model_import(struct rpc_call *c) {
+    AUTO(free) char *id = NULL, *digest = NULL, *license = NULL;
+    AUTO(close) int fd = conn_take_fd(c->channel->conn);
+    struct import_file f = { .fd = fd, .uid = c->channel->peer.uid };
+    struct why *why = &c->reply->why;
+    struct task *t = NULL;
+    int r;
+
+    r = want_admin(c);
+    if (!r && fd < 0)
+        r = why_set(why, RPC_INVALID_ARGS, "file: no descriptor came with the request");
+    if (!r)
+        r = get_mode(c, &f.mode);
+    if (!r)
+        r = rpc_dup_str(c->params, "id", &id, why);
+    if (!r)
+        r = rpc_dup_str(c->params, "digest", &digest, why);
+    if (!r)
+        r = rpc_dup_str(c->params, "license", &license, why);
+    if (r)
+        return err_up(r);
+
+    f.id = id;
+    f.digest = digest;
+    f.license = license;
+    r = import_begin(c->server->imports, &f, &t, why);
+    return reply_task(c, r, t);
+}
+
+int rpc_model_verify(struct rpc_call *c) {
+    AUTO(free) char *id = NULL;
+    struct task *t = NULL;
+    int r;
+
+    r = want_admin(c);
+    if (!r)
+        r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    if (r)
+        return err_up(r);
+
+    r = import_verify(c->server->imports, id, c->channel->peer.uid, &t, &c->reply->why);
+    return reply_task(c, r, t);
+}

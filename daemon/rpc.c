@@ -60,6 +60,10 @@ const struct rpc_method rpc_methods[] = {
       "id:s? use_case:s?",
       "{state: str, reason: str?, progress: float?, retry_after_ms: uint?}",
       "NoSuchModel NotSupported", "", false, rpc_model_availability },
+    { "model.import", 4, 0,
+      "file:h id:s mode:s? digest:s? license:s?",
+      "{job: uint}",
+      "AccessDenied Busy", "", false, rpc_model_import },
     { "model.list", 1, 0,
       "",
       "{models: [{id: str, path: str, size: uint, state: str, default: bool}]}",
@@ -81,6 +85,10 @@ const struct rpc_method rpc_methods[] = {
       "id:s?",
       "{}",
       "NoSuchModel Busy AccessDenied", "", false, rpc_model_unload },
+    { "model.verify", 4, 0,
+      "id:s",
+      "{job: uint}",
+      "AccessDenied NoSuchModel Busy", "", false, rpc_model_verify },
     { "score.choices", 1, 0,
       "choices:a messages:a? prompt:s? model:s? use_case:s? language:s?",
       "{choices: [{text: str, logprob: float, p: float}], confidence: float, usage: map}",
@@ -197,6 +205,7 @@ static const struct { char letter; const char *name, *wire; } types[] = {
     { 'a', "array", "array" },
     { 'b', "bool",  "boolean" },
     { 'f', "float", "float or integer, finite" },
+    { 'h', "descriptor", "no key: it comes with the frame" },
     { 'i', "int",   "integer" },
     { 'm', "map",   "map" },
     { 's', "str",   "str, valid UTF-8" },
@@ -442,6 +451,8 @@ int rpc_check(const msgpack_object *params, const char *schema, struct why *why)
     for (const char *at = schema; param_next(&at, &p);) {
         const msgpack_object *v = wire_get(params, p.name);
 
+        if (p.type == 'h')
+            continue;
         if (!v && !p.optional)
             return why_set(why, RPC_INVALID_ARGS, "%s: missing", p.name);
         if (v && !type_ok(v, p.type))

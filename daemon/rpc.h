@@ -28,7 +28,7 @@
 struct channel;
 struct server;
 
-enum { RPC_API_LEVEL = 3, RPC_API_COMPATIBLE = 1 };
+enum { RPC_API_LEVEL = 4, RPC_API_COMPATIBLE = 1 };
 
 enum {
     RPC__OK,
@@ -83,7 +83,8 @@ struct rpc_call {
 
 /* @params is a contract, not prose: "key:type key:type?" with type s str, x bin, u uint, i int, f
  * float, b bool, a array, m map; ? marks what may be absent. It is checked before call(), so a
- * method never sees a missing or ill-typed key, nor text that is no UTF-8. */
+ * method never sees a missing or ill-typed key, nor text that is no UTF-8. Type h is no key, but a
+ * descriptor that comes with the frame: the method takes it, and says so when there is none. */
 struct rpc_method {
     const char *name;
     uint32_t since, deprecated_since; /* API levels; 0: not deprecated */

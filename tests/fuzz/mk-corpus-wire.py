@@ -26,6 +26,7 @@ def seeds(kind):
     pack = msgpack.packb
     common = {
         "requests": pack([0, 1, "tokenize", [{"text": "hi"}]]) + pack([0, 2**32 - 1, "m", [NESTED]]),
+        "import": pack([0, 1, "model.import", [{"id": "x", "mode": "copy", "digest": "0" * 64, "license": "MIT"}]]),
         "responses": pack([1, 1, None, NESTED]) + pack([1, 2, None, RESULT]) + pack([1, 3, BUSY, None]),
         "notifications": pack([2, "generate.delta", [DELTA]]) + pack([2, "generate.progress", [
             {"id": 2, "stage": "prefill", "done": 1, "total": 9}]]) + pack([2, "job.progress", [{"id": 1}]]),

@@ -44,7 +44,7 @@ class Serve(Served):
 
     def test_info_and_status(self):
         info = self.c.call("server.info")
-        self.assertEqual(info["version"]["api_level"], 3)
+        self.assertEqual(info["version"]["api_level"], 4)
         self.assertIn("generate", [m["name"] for m in info["methods"]])
         status = self.c.call("server.status")
         self.assertEqual((status["state"], status["model"]), ("ready", "tiny"))

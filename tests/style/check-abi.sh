@@ -15,10 +15,10 @@ trap 'rm -rf "$tmp"' EXIT
 # shellcheck disable=SC2046 # words are wanted
 gcc -std=gnu17 -D_GNU_SOURCE -DMOE_VERSION='""' -g -O0 -fPIC -shared -fvisibility=hidden -I . \
     -Wl,--version-script=client/moe.sym -Wl,-soname,libmoe.so.0 -o "$tmp/libmoe.so.0" \
-    client/client.c client/generate.c client/session.c client/value.c client/wire.c \
+    client/client.c client/generate.c client/model.c client/session.c client/value.c client/wire.c \
     $(pkg-config --cflags --libs msgpack-c 2>/dev/null || pkg-config --cflags --libs msgpack)
 mkdir "$tmp/public" # the types of other headers are not looked at
-cp client/moe.h client/moe-session.h "$tmp/public"
+cp client/moe.h client/moe-model.h client/moe-session.h "$tmp/public"
 abidw --headers-dir "$tmp/public" --drop-private-types --drop-undefined-syms --load-all-types --no-corpus-path \
     --no-comp-dir-path --no-show-locs --no-architecture --out-file "$tmp/moe.abi" "$tmp/libmoe.so.0"
 if [ "${1:-}" = --write ]; then

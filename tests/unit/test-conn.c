@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -318,6 +319,95 @@ static void test_requests_are_held_back(void **state) {
         has(rig_recv(client), "[1, 5, nil, {\"channel\"");
 }
 
+/* Send @frame and @n descriptors of @file with it. */
+static void give(struct rig_client *c, const char *frame, size_t n_frame, int file, size_t n) {
+    union {
+        struct cmsghdr align;
+        char bytes[CMSG_SPACE(4 * sizeof(int))];
+    } control = { 0 };
+    struct iovec from = { (void *)(uintptr_t)frame, n_frame };
+    struct msghdr m = { .msg_iov = &from, .msg_iovlen = 1, .msg_control = &control };
+    struct cmsghdr *h;
+
+    assert_in_range(n, 1, 4);
+    m.msg_controllen = CMSG_SPACE(n * sizeof file);
+    h = CMSG_FIRSTHDR(&m);
+    h->cmsg_level = SOL_SOCKET;
+    h->cmsg_type = SCM_RIGHTS;
+    h->cmsg_len = CMSG_LEN(n * sizeof file);
+    for (size_t i = 0; i < n; i++)
+        (void)memcpy(CMSG_DATA(h) + i * sizeof file, &file, sizeof file);
+    assert_int_equal(sendmsg(c->fd, &m, MSG_NOSIGNAL), (ssize_t)n_frame);
+    rig_turn(&rig);
+}
+
+/* Is the other end of the pipe @end, of which we have none, closed everywhere? */
+static bool is_closed(int end) {
+    char byte;
+
+    return read(end, &byte, 1) == 0;
+}
+
+static void test_descriptors(void **state) {
+    static const char status[] = "\x94\x00\x05\xadserver.status\x91\x80",
+                      import[] = "\x94\x00\x06\xacmodel.import\x91\x81\xa2id\xa1x";
+    int fd[2];
+
+    /* What nobody asked for is closed, and the connection goes on. */
+    assert_int_equal(pipe2(fd, O_NONBLOCK | O_CLOEXEC), 0);
+    give(client, status, sizeof status - 1, fd[1], 1);
+    (void)close(fd[1]);
+    has(rig_recv(client), "[1, 5, nil");
+    assert_true(is_closed(fd[0]));
+    (void)close(fd[0]);
+
+    /* It waits for the rest of its frame; a request before that does not take it. */
+    assert_int_equal(pipe2(fd, O_NONBLOCK | O_CLOEXEC), 0);
+    rig_send(client, status, sizeof status - 1);
+    give(client, import, 10, fd[1], 1);
+    (void)close(fd[1]);
+    has(rig_recv(client), "[1, 5, nil");
+    assert_false(is_closed(fd[0]));
+    rig_send(client, import + 10, sizeof import - 1 - 10);
+    has(rig_recv(client), "the descriptor is of no regular file open for reading");
+    assert_true(is_closed(fd[0]));
+    (void)close(fd[0]);
+
+    /* The next request has none. */
+    rig_send(client, import, sizeof import - 1);
+    has(rig_recv(client), "file: no descriptor came with the request");
+
+    /* A hang-up closes what waits. */
+    assert_int_equal(pipe2(fd, O_NONBLOCK | O_CLOEXEC), 0);
+    give(client, import, 10, fd[1], 1);
+    (void)close(fd[1]);
+    rig_hangup(client);
+    client = rig_connect(&rig);
+    assert_true(is_closed(fd[0]));
+    (void)close(fd[0]);
+}
+
+static void test_too_many_descriptors(void **state) {
+    static const char frame[] = "\x94\x00\x05\xadserver.status\x91\x80";
+
+    for (size_t n = 1; n <= 4; n++) {
+        int fd[2];
+
+        assert_int_equal(pipe2(fd, O_NONBLOCK | O_CLOEXEC), 0);
+        give(client, frame, 4, fd[1], n);
+        if (n == 1)
+            give(client, frame + 4, 4, fd[1], 1); /* while the first waits */
+        (void)close(fd[1]);
+        has(rig_recv(client), "\"name\"=>\"InvalidArgs\", \"message\"=>\"a frame with more");
+        assert_null(rig_recv(client));
+        assert_true(is_closed(fd[0]));
+        (void)close(fd[0]);
+        rig_hangup(client);
+        client = rig_connect(&rig);
+    }
+    has(rig_call(other, 1, "server.status", "{}"), "[1, 1, nil");
+}
+
 int main(void) {
 #define TEST(name_) cmocka_unit_test_setup_teardown(name_, setup, teardown)
     const struct CMUnitTest tests[] = {
@@ -335,6 +425,8 @@ int main(void) {
         TEST(test_stalled_reader_yields),
         TEST(test_hangup_while_not_read),
         TEST(test_requests_are_held_back),
+        TEST(test_descriptors),
+        TEST(test_too_many_descriptors),
     };
 
     return cmocka_run_group_tests_name("conn", tests, NULL, NULL);

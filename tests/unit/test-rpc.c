@@ -55,7 +55,7 @@ static void test_check(void **state) {
         { "server.infos", "{}", "NoSuchMethod", "no such method" },
         { "client.hello", "{}", "InvalidArgs", "name: missing" },
         { "client.hello", "{'name': 3}", "InvalidArgs", "name: not of type str" },
-        { "client.hello", "{'name': 'x', 'api_level': 99}", "NotSupported", "api_level: 1 to 3" },
+        { "client.hello", "{'name': 'x', 'api_level': 99}", "NotSupported", "api_level: 1 to 4" },
         { "client.hello", "{'name': 'x', 'attributes': []}",
           "InvalidArgs", "attributes: not of type map" },
         { "generate", "{}", "InvalidArgs", "want one of messages, prompt, tokens" },
@@ -123,7 +123,7 @@ static void test_check(void **state) {
 
 static void test_unknown_keys_are_ignored(void **state) {
     has(rig_call(client, 1, "client.hello", "{'name': 't', 'wild': {'a': []}}"),
-        "[1, 1, nil, {\"api_level\"=>3, \"limits\"=>{\"frame_bytes\"=>16777216");
+        "[1, 1, nil, {\"api_level\"=>4, \"limits\"=>{\"frame_bytes\"=>16777216");
 }
 
 static void test_bad_utf8(void **state) {
