@@ -318,7 +318,7 @@ static int check_id(const char *id, struct why *why) {
 static int check_words(const struct import_file *f, struct why *why) {
     const char *s = f->license ?: "", *d = f->digest;
 
-    if (d && (strlen(d) != ORIGIN_DIGEST - 1 || strspn(d, "0123456789abcdef") != ORIGIN_DIGEST - 1))
+    if (d && !origin_is_digest(d))
         return why_set(why, RPC_INVALID_ARGS, "digest: not a SHA-256 in %d hexadecimal digits",
                        ORIGIN_DIGEST - 1);
     if (strlen(s) > 200 || !utf8_valid(s, strlen(s)) || strpbrk(s, "\r\n"))

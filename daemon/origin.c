@@ -12,14 +12,20 @@ static void path_of(const char *model_path, char *path, size_t n) {
     (void)snprintf(path, n, "%s.origin", model_path);
 }
 
+bool origin_is_digest(const char *s) {
+    return strlen(s) == ORIGIN_DIGEST - 1 && strspn(s, "0123456789abcdef") == ORIGIN_DIGEST - 1;
+}
+
 static int on_key(void *arg, const char *key, const char *value, const char *from,
                   struct why *why) {
     struct origin *o = arg;
 
-    if (strcmp(key, "digest") == 0 && strlen(value) == sizeof o->digest - 1)
+    size_t n = strlen(value);
+
+    if (strcmp(key, "digest") == 0 && origin_is_digest(value))
         (void)strcpy(o->digest, value);
-    else if (strcmp(key, "license") == 0 && utf8_valid(value, strlen(value)))
-        (void)snprintf(o->license, sizeof o->license, "%s", value);
+    else if (strcmp(key, "license") == 0 && n < sizeof o->license && utf8_valid(value, n))
+        (void)strcpy(o->license, value);
     return 0;
 }
 

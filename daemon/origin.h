@@ -10,6 +10,8 @@
  * Owner: any thread.
  */
 
+#include <stdbool.h>
+
 #include "engine/base/err.h"
 
 enum { ORIGIN_DIGEST = 64 + 1 /* a SHA-256 in hexadecimal, lower case, with a NUL */ };
@@ -19,6 +21,9 @@ struct origin {
     char license[256];          /* likewise */
 };
 
+bool origin_is_digest(const char *s);
+
+/* What is no digest, or no UTF-8, or longer than there is room, is as if it were not there. */
 void origin_read(const char *model_path, struct origin *ret);
 /* Return: 0 or -errno. */
 int origin_write(const char *model_path, const struct origin *o);
