@@ -73,6 +73,7 @@ int rpc_check_session(struct rpc_call *c, const struct session *t,
 int rpc_session_forget(struct rpc_call *c);
 int rpc_session_restore(struct rpc_call *c);
 int rpc_session_save(struct rpc_call *c);
+int rpc_session_saved(struct rpc_call *c);
 
 /* rpc-score.c */
 int rpc_score_choices(struct rpc_call *c);

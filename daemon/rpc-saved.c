@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- * rpc-saved - session.save, session.restore and session.forget
+ * rpc-saved - session.save, session.restore, session.saved and session.forget
  *
  * A session is saved as its text, and beside it keys and values of its prompt, which the engine
  * writes and reads. Those are a matter of speed alone: without them, or with some that are not what
@@ -291,5 +291,40 @@ int rpc_session_forget(struct rpc_call *c) {
 
     saved_remove(&saved);
     msgpack_pack_map(&c->reply->result_pk, 0);
+    return 0;
+}
+
+/* ---- list ---- */
+
+static uint64_t since(const struct timespec *then) {
+    struct timespec now;
+    int64_t usec;
+
+    (void)clock_gettime(CLOCK_REALTIME, &now);
+    usec =
+        (now.tv_sec - then->tv_sec) * (int64_t)CLOCK_SECOND + (now.tv_nsec - then->tv_nsec) / 1000;
+    return usec > 0 ? (uint64_t)usec : 0; /* a clock may have been set back */
+}
+
+int rpc_session_saved(struct rpc_call *c) {
+    msgpack_packer *p = &c->reply->result_pk;
+    AUTO(free) struct saved_item *item = NULL;
+    size_t n;
+    int r;
+
+    r = saved_list(config_cache_dir(c->server->config), c->channel->peer.uid, &item, &n);
+    if (r)
+        return err_up(r);
+
+    msgpack_pack_map(p, 1);
+    wire_pack_str(p, "saved");
+    msgpack_pack_array(p, n);
+    for (size_t i = 0; i < n; i++) {
+        msgpack_pack_map(p, 4);
+        rpc_pack_str(p, "token", item[i].token);
+        rpc_pack_uint(p, "bytes", item[i].n_byte);
+        rpc_pack_uint(p, "cached_bytes", item[i].n_kv_byte);
+        rpc_pack_uint(p, "idle_us", since(&item[i].used));
+    }
     return 0;
 }

@@ -369,3 +369,45 @@ void saved_trim(const char *dir, uint64_t max) {
         }
     entries_deinit(&e);
 }
+
+/* ---- the list ---- */
+
+static int later_first(const void *a, const void *b) {
+    const struct saved_item *x = a, *y = b;
+
+    if (x->used.tv_sec != y->used.tv_sec)
+        return x->used.tv_sec < y->used.tv_sec ? 1 : -1;
+    return (x->used.tv_nsec < y->used.tv_nsec) - (x->used.tv_nsec > y->used.tv_nsec);
+}
+
+int saved_list(const char *dir, uid_t uid, struct saved_item **ret_item, size_t *ret_n) {
+    struct entries e = { .dir = dir };
+    struct saved_item *item = NULL;
+    char user[16];
+    size_t n = 0;
+    int r = 0;
+
+    (void)snprintf(user, sizeof user, "%u", (unsigned)uid);
+    if (dir)
+        r = walk_user(dir, user, collect, &e);
+    if (!r && !(item = calloc(e.n + 1, sizeof *item)))
+        r = err_new(-ENOMEM);
+    for (size_t i = 0; !r && i < e.n; i++) {
+        const struct entry *at = e.at[i];
+
+        if (!at->size[TEXT])
+            continue; /* keys and values alone cannot be restored */
+        item[n] = (struct saved_item){ .n_byte = at->size[TEXT],
+                                       .n_kv_byte = at->size[KV],
+                                       .used = at->used };
+        (void)strcpy(item[n++].token, at->saved.token);
+    }
+    entries_deinit(&e);
+    if (r)
+        return err_up(r);
+
+    qsort(item, n, sizeof *item, later_first);
+    *ret_item = item;
+    *ret_n = n;
+    return 0;
+}

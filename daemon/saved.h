@@ -18,6 +18,7 @@
 #include <limits.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 #include "daemon/session.h"
 
@@ -64,6 +65,16 @@ int saved_open_kv(const struct saved *s);
 bool saved_has_kv(const struct saved *s);
 /* Remove both files. */
 void saved_remove(const struct saved *s);
+
+/* One of them, as it is listed. */
+struct saved_item {
+    char token[SAVED_TOKEN + 1];
+    uint64_t n_byte, n_kv_byte; /* on the disk */
+    struct timespec used;       /* when it was saved or restored last */
+};
+/* Those of @uid, the last used first, in @ret_item [ret_n]: the caller's to free. @dir: NULL: there
+ * are none. Return: 0 or -ENOMEM. */
+int saved_list(const char *dir, uid_t uid, struct saved_item **ret_item, size_t *ret_n);
 
 /* Remove drafts that a service left which ended while it wrote them. */
 void saved_clean(const char *dir);

@@ -764,20 +764,24 @@ static int engine_copy(const struct engine_request *q, struct job **ret_job) {
     return 0;
 }
 
-/* Is there room in the queue, for anybody and for this user? */
+/* Is there room in the queue, for anybody, for work of the background, and for this user? */
 static int engine_check_queue(struct engine *e, const struct engine_request *q,
                               struct engine_queue *queue, struct why *why) {
     bool text = engine_is_text(q->kind);
+    uint32_t room = e->n_queue + (text ? 1 : engine_n_seq(e)), n = 0, n_back = 0;
     size_t n_byte = engine_size(q);
-    uint32_t n = 0;
 
-    if (e->n_job[text] >= e->n_queue + (text ? 1 : engine_n_seq(e)))
+    if (e->n_job[text] >= room)
         return why_set(why, ENGINE_BUSY, "%u requests are waiting", e->n_job[text]);
-    for (const struct job *j = e->first; j; j = j->list_next)
-        if (j->fair.who.uid == q->who.uid) {
-            n += (j->kind >= JOB_TOKENIZE) == text;
-            n_byte += j->n_byte;
-        }
+    for (const struct job *j = e->first; j; j = j->list_next) {
+        bool same = (j->kind >= JOB_TOKENIZE) == text, own = j->fair.who.uid == q->who.uid;
+
+        n_back += same && j->fair.who.class == FAIR_BACKGROUND;
+        n += same && own;
+        n_byte += own ? j->n_byte : 0;
+    }
+    if (q->who.class == FAIR_BACKGROUND && n_back + (e->n_queue + 3) / 4 >= room)
+        return why_set(why, ENGINE_BUSY, "%u requests of the background are waiting", n_back);
     if (e->n_user && n >= e->n_user) {
         queue->position = n;
         return why_set(why, ENGINE_BUSY, "%u requests of this user are not answered yet", n);

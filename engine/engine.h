@@ -34,7 +34,7 @@ struct engine;
 enum {
     ENGINE__OK,
 
-    ENGINE_BUSY, /* the queue, or the user's part of it, is full; @ret_queue says how it stands */
+    ENGINE_BUSY, /* the queue, or a user's or the background's part of it, is full: @ret_queue */
     ENGINE_TOO_LARGE, /* text beyond ENGINE_TEXT_MAX; @why says so */
     ENGINE_BAD,       /* a parameter out of range; @why names it */
 };

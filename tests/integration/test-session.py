@@ -144,6 +144,7 @@ class Session(Service):
             fails(self, "NoSuchSession", other, f"session.{method}", token=token)
         fails(self, "AccessDenied", other, "session.list", all=True)
         self.assertEqual(other.call("session.list")["sessions"], [])
+        self.assertEqual(other.call("session.saved")["saved"], [])
         mine = other.call("session.open")["session"]
         fails(self, "NoSuchSession", other, "session.save", session=mine, token=token)
         self.assertNotIn(mine, [t["session"] for t in self.c.call("session.list")["sessions"]])
@@ -300,7 +301,10 @@ class Saved(Service):
         self.assertEqual(self.say(s, "go on", seed=1)["text"], want["text"])
         self.assertTrue(self.file(first, "kv").exists() and self.file(first, "session").exists())
         self.assertEqual([p for p in self.file(first, "kv").parent.iterdir() if p.suffix == ".new"], [])
+        listed = {s["token"]: s for s in self.c.call("session.saved")["saved"]}[first["token"]]
+        self.assertTrue(listed["bytes"] > 0 and listed["idle_us"] < 600e6 and "cached_bytes" in listed)
         self.c.call("session.forget", token=first["token"])
+        self.assertNotIn(first["token"], [s["token"] for s in self.c.call("session.saved")["saved"]])
         self.assertFalse(self.file(first, "kv").exists() or self.file(first, "session").exists())
         fails(self, "NoSuchSession", self.c, "session.restore", token=first["token"])
         fails(self, "NoSuchSession", self.c, "session.forget", token=first["token"])

@@ -490,6 +490,37 @@ static void test_queue(void **state) {
     script_clear();
 }
 
+/* Work of the background leaves a quarter of the places, one of the two here. */
+static void test_queue_of_background(void **state) {
+    struct engine_request back = raw("hello", 0), t = raw("hello", 4);
+    struct engine_queue queue;
+    uint64_t job[3], no;
+    struct why why;
+    struct seen s;
+
+    script_text("abc");
+    atomic_store(&slow_ms, 50);
+    back.who.class = FAIR_BACKGROUND;
+    assert_int_equal(engine_submit(shared, &back, &job[0], &queue, NULL), 0);
+    await(shared, job[0], ENGINE_TEXT);
+    assert_int_equal(engine_submit(shared, &back, &job[1], &queue, NULL), 0);
+    assert_int_equal(engine_submit(shared, &back, &no, &queue, &why), ENGINE_BUSY);
+    assert_string_equal(why.text, "2 requests of the background are waiting");
+    assert_int_equal(queue.position, 2);
+    assert_int_equal(engine_submit(shared, &t, &job[2], &queue, NULL), 0);
+    assert_int_equal(engine_submit(shared, &t, &no, &queue, NULL), ENGINE_BUSY);
+    back.kind = ENGINE_TOKENIZE; /* those are counted apart */
+    run(shared, &back, &s);
+    assert_int_equal(s.result.end, ENGINE_END_STOP);
+    for (int i = 0; i < 2; i++) {
+        engine_cancel(shared, job[i]);
+        collect(shared, job[i], &s);
+    }
+    collect(shared, job[2], &s);
+    assert_int_equal(s.result.end, ENGINE_END_LENGTH);
+    script_clear();
+}
+
 /* The daemon does not drain: the engine waits, and nothing is lost or out of order. */
 static void test_slow_daemon(void **state) {
     struct engine_request q = raw("hello", 900);
@@ -705,17 +736,29 @@ static int setup(void **state) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_load),          cmocka_unit_test(test_load_bound),
-        cmocka_unit_test(test_load_fails),    cmocka_unit_test(test_end_while_loading),
-        cmocka_unit_test(test_generate),      cmocka_unit_test(test_deterministic),
-        cmocka_unit_test(test_logprobs),      cmocka_unit_test(test_end_token),
-        cmocka_unit_test(test_stop),          cmocka_unit_test(test_channels),
-        cmocka_unit_test(test_context),       cmocka_unit_test(test_cancel_prefill),
-        cmocka_unit_test(test_cancel_decode), cmocka_unit_test(test_deadline),
-        cmocka_unit_test(test_pause),         cmocka_unit_test(test_queue),
-        cmocka_unit_test(test_slow_daemon),   cmocka_unit_test(test_text),
-        cmocka_unit_test(test_render),        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_invalid),       cmocka_unit_test(test_free_busy),
+        cmocka_unit_test(test_load),
+        cmocka_unit_test(test_load_bound),
+        cmocka_unit_test(test_load_fails),
+        cmocka_unit_test(test_end_while_loading),
+        cmocka_unit_test(test_generate),
+        cmocka_unit_test(test_deterministic),
+        cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_end_token),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_channels),
+        cmocka_unit_test(test_context),
+        cmocka_unit_test(test_cancel_prefill),
+        cmocka_unit_test(test_cancel_decode),
+        cmocka_unit_test(test_deadline),
+        cmocka_unit_test(test_pause),
+        cmocka_unit_test(test_queue),
+        cmocka_unit_test(test_queue_of_background),
+        cmocka_unit_test(test_slow_daemon),
+        cmocka_unit_test(test_text),
+        cmocka_unit_test(test_render),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_invalid),
+        cmocka_unit_test(test_free_busy),
         cmocka_unit_test(test_new_refused),
     };
 

@@ -190,9 +190,36 @@ static void test_trim(void **state) {
     assert_false(there(&a));
 }
 
+static void test_list(void **state) {
+    struct saved old = make(7, 5000, 1000), new = make(7, 9000, 2000), other = make(8, 100, 3000);
+    struct saved_item *item = NULL;
+    size_t n = 0;
+
+    (void)other;
+    assert_int_equal(saved_list(dir, 7, &item, &n), 0);
+    assert_int_equal(n, 2);
+    assert_string_equal(item[0].token, new.token);
+    assert_string_equal(item[1].token, old.token);
+    assert_in_range(item[0].n_byte, 9000, 1 << 20);
+    assert_int_equal(item[0].n_kv_byte, 0);
+    assert_int_equal(item[1].used.tv_sec, 1000);
+    free(item);
+    saved_remove(&new);
+    assert_int_equal(saved_list(dir, 7, &item, &n), 0);
+    assert_int_equal(n, 1);
+    free(item);
+    assert_int_equal(saved_list(dir, 9, &item, &n), 0);
+    assert_int_equal(n, 0);
+    free(item);
+    assert_int_equal(saved_list(NULL, 7, &item, &n), 0);
+    assert_int_equal(n, 0);
+    free(item);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(test_name, setup, teardown),
+        cmocka_unit_test_setup_teardown(test_list, setup, teardown),
         cmocka_unit_test_setup_teardown(test_content, setup, teardown),
         cmocka_unit_test_setup_teardown(test_drafts, setup, teardown),
         cmocka_unit_test_setup_teardown(test_trim, setup, teardown),
