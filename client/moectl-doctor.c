@@ -324,6 +324,13 @@ static void check_model(struct doctor *d, const struct moe_value *model, int *n_
     free(path);
 }
 
+static void mend_no_models(struct doctor *d) {
+    if (d->kind == SYSTEM)
+        mend(d, "%smoectl import FILE.gguf", d->sudo);
+    else
+        mend(d, "moectl --socket %s import FILE.gguf", d->socket);
+}
+
 /* The list is asked again for each: an answer is gone with the next one. */
 static void check_models(struct doctor *d) {
     const struct moe_value *v, *models;
@@ -345,7 +352,7 @@ static void check_models(struct doctor *d) {
             check_model(d, moe_at(models, i), &n_bad);
     }
     if (!n) {
-        mend(d, "%sinstall -m 644 FILE.gguf /var/lib/moed/models/", d->sudo);
+        mend_no_models(d);
         report(d, "models", WRONG, "there is none");
     } else if (!n_bad) {
         report(d, "models", OK, "%zu, by default %s", n, def ? def : "none");

@@ -34,6 +34,8 @@ static const char help[] =
     "  unload [MODEL]       give a model's memory back\n"
     "  pin [MODEL]          keep a model in memory, whatever happens\n"
     "  unpin [MODEL]        no longer\n"
+    "  import FILE [MODEL]  give the service a model's file\n"
+    "  verify MODEL         have a model's file compared with its digest\n"
     "  wait [MODEL]         wait until a model can answer\n"
     "  top                  requests that run and wait, again every second\n"
     "  bench [PROMPT]       how fast it answers\n"
@@ -69,9 +71,12 @@ static const char help[] =
     "      --language NAME  what translate and use-case translate into, such as German\n"
     "      --choice TEXT    classify, score: one of the answers there may be; repeatable\n"
     "      --svg FILE       topology: write a picture\n"
+    "      --mode WORD      import: reference, reflink or copy\n"
+    "      --digest SHA256  import: refuse another file\n"
+    "      --license TEXT   import: a line that is kept with it\n"
     "      --all            sessions: those of all users\n"
     "      --tensors        show: list them, too\n"
-    "      --no-wait        load: return at once\n"
+    "      --no-wait        load, import, verify: return at once\n"
     "  -n, --count N        top: print N times and end; bench: runs, 3 by default\n"
     "      --streams N      bench: answers at a time\n"
     "      --once           top: the same as -n 1\n"
@@ -104,7 +109,9 @@ enum {
     V_CLASSIFY = 1 << 13,
     V_TOPOLOGY = 1 << 14,
     V_BENCH = 1 << 15,
-    V_ALL = (1 << 16) - 1,
+    V_IMPORT = 1 << 16,
+    V_VERIFY = 1 << 17,
+    V_ALL = (1 << 18) - 1,
     V_ONCE = V_RUN | V_ASK | V_PURPOSE, /* one answer */
     V_ANSWER = V_ONCE | V_CHAT,
     V_CHOICE = V_SCORE | V_CLASSIFY,
@@ -136,6 +143,8 @@ static const struct verb {
     { "unload", V_OTHER, 1, verb_unload },
     { "pin", V_OTHER, 1, verb_pin },
     { "unpin", V_OTHER, 1, verb_unpin },
+    { "import", V_IMPORT, 2, verb_import },
+    { "verify", V_VERIFY, 1, verb_verify },
     { "wait", V_WAIT, 1, verb_wait },
     { "top", V_TOP, 0, verb_top },
     { "bench", V_BENCH, 1, verb_bench },
@@ -175,6 +184,9 @@ enum opt_id {
     OPT_LANGUAGE,
     OPT_CHOICE,
     OPT_SVG,
+    OPT_MODE,
+    OPT_DIGEST,
+    OPT_LICENSE,
     OPT_STREAMS,
     OPT_TENSORS,
     OPT_NO_WAIT,
@@ -214,6 +226,9 @@ static const struct option options[] = {
     { "language",    required_argument, NULL, OPT_LANGUAGE },
     { "choice",      required_argument, NULL, OPT_CHOICE },
     { "streams",     required_argument, NULL, OPT_STREAMS },
+    { "mode",        required_argument, NULL, OPT_MODE },
+    { "digest",      required_argument, NULL, OPT_DIGEST },
+    { "license",     required_argument, NULL, OPT_LICENSE },
     { "svg",         required_argument, NULL, OPT_SVG },
     { "tensors",     no_argument,       NULL, OPT_TENSORS },
     { "no-wait",     no_argument,       NULL, OPT_NO_WAIT },
@@ -253,9 +268,12 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_LANGUAGE,    V_PURPOSE },
     { OPT_CHOICE,      V_CHOICE },
     { OPT_SVG,         V_TOPOLOGY },
+    { OPT_MODE,        V_IMPORT },
+    { OPT_DIGEST,      V_IMPORT },
+    { OPT_LICENSE,     V_IMPORT },
     { OPT_STREAMS,     V_BENCH },
     { OPT_TENSORS,     V_SHOW },
-    { OPT_NO_WAIT,     V_LOAD },
+    { OPT_NO_WAIT,     V_LOAD | V_IMPORT | V_VERIFY },
     { OPT_COUNT,       V_TOP | V_BENCH },
     { OPT_ONCE,        V_TOP },
     { OPT_SPECIAL,     V_TOKENIZE | V_RUN },
@@ -404,6 +422,15 @@ static int set_option(struct ctl *c, int opt, const char *arg) {
         return add_to("choice", c->choices, &c->n_choices, CTL_CHOICE_MAX, arg);
     case OPT_STREAMS:
         return parse_uint("streams", arg, 1, 64, &c->streams);
+    case OPT_MODE:
+        c->mode = arg; /* the service knows the words */
+        break;
+    case OPT_DIGEST:
+        c->digest = arg;
+        break;
+    case OPT_LICENSE:
+        c->license = arg;
+        break;
     case OPT_SVG:
         c->svg = arg;
         break;

@@ -258,7 +258,7 @@ static void on_job_progress(struct moe *m, const char *method, const struct moe_
                      ctl_uint(params, "total"));
 }
 
-static int wait_for_job(struct ctl *c, uint64_t job) {
+int ctl_wait_for_job(struct ctl *c, uint64_t job, const char *done) {
     const struct moe_value *v = NULL;
     struct moe_map *p = moe_map_new();
     int r;
@@ -273,7 +273,7 @@ static int wait_for_job(struct ctl *c, uint64_t job) {
     if (c->json)
         ctl_put_json(c, v);
     if (strcmp(ctl_str(v, "result"), "done"))
-        return ctl_complain(EXIT_NO_MODEL, "the model was not loaded: %s",
+        return ctl_complain(EXIT_NO_MODEL, "the model was not %s: %s", done,
                             moe_get(v, "reason") ? ctl_str(v, "reason") : ctl_str(v, "result"));
 
     return EXIT_OK;
@@ -287,7 +287,7 @@ int verb_load(struct ctl *c) {
     if (r)
         return r;
     if (!c->no_wait)
-        return wait_for_job(c, ctl_uint(v, "job"));
+        return ctl_wait_for_job(c, ctl_uint(v, "job"), "loaded");
     if (c->json)
         ctl_put_json(c, v);
 

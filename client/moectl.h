@@ -46,6 +46,7 @@ struct ctl {
     uint64_t deadline_usec;                 /* MOE_FOREVER: none */
     uint64_t seed, count, streams;          /* top, bench: how often; at a time; 0: nothing said */
     const char *language, *svg;
+    const char *mode, *digest, *license; /* import */
     const char *files[CTL_LIST_MAX], *stop[CTL_LIST_MAX], *choices[CTL_CHOICE_MAX];
     size_t n_files, n_stop, n_choices;
     struct moe_generate generate; /* as the options say */
@@ -141,6 +142,10 @@ int ctl_text_add(struct ctl_text *t, const char *s, size_t n); /* 0 or -errno; 1
  * "-" is stdin alone. Return: 0, or an exit code after a complaint. */
 int ctl_read_input(struct ctl *c, size_t first, struct ctl_text *ret);
 int ctl_read_prompt(struct ctl *c, size_t first, struct ctl_text *ret); /* no NUL is in it */
+/* moectl-show.c: show how far a job is until it has ended. @done: what the model then is, "loaded".
+ * Return: an exit code, after a complaint when it failed. */
+int ctl_wait_for_job(struct ctl *c, uint64_t job, const char *done);
+
 int ctl_add_file(struct ctl_text *t, const char *path); /* what is in it, behind an empty line */
 /* A line of stdin without its end, after @prompt when it is a terminal; answers the service
  * meanwhile. Return: 0; 1: the end; 2: interrupted; -errno. */
@@ -151,7 +156,7 @@ int ctl_read_typed(struct ctl *c, const char *prompt, struct ctl_text *ret);
 int ctl_ask(struct ctl_answer *a, const uint64_t *session);
 
 ctl_verb verb_api_info, verb_ask, verb_bench, verb_call, verb_chat, verb_classify, verb_doctor,
-    verb_forget, verb_kill, verb_list, verb_load, verb_metrics, verb_monitor, verb_pin,
+    verb_forget, verb_import, verb_kill, verb_list, verb_load, verb_metrics, verb_monitor, verb_pin,
     verb_rephrase, verb_run, verb_score, verb_sessions, verb_show, verb_status, verb_summarize,
     verb_tokenize, verb_top, verb_topology, verb_translate, verb_unload, verb_unpin, verb_use_case,
-    verb_wait;
+    verb_verify, verb_wait;

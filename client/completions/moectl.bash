@@ -70,6 +70,7 @@ _moectl() {
     --json) _moectl_offer $'short\npretty\noff' "$cur" && return ;;
     --priority) _moectl_offer $'interactive\ndefault\nbackground' "$cur" && return ;;
     --overflow) _moectl_offer $'drop-oldest\nerror' "$cur" && return ;;
+    --mode) _moectl_offer $'reference\nreflink\ncopy' "$cur" && return ;;
     -f | --file | --socket | --svg)
         compopt -o filenames 2>/dev/null
         mapfile -t COMPREPLY < <(compgen -f -- "$cur")

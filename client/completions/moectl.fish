@@ -55,10 +55,11 @@ complete -c moectl -l model -x -a '(__moectl_models)'
 complete -c moectl -l json -a 'short pretty off'
 complete -c moectl -l priority -x -a 'interactive default background'
 complete -c moectl -l overflow -x -a 'drop-oldest error'
+complete -c moectl -l mode -x -a 'reference reflink copy'
 complete -c moectl -s f -l file -r -F
 complete -c moectl -l socket -r -F
 complete -c moectl -l svg -r -F
 for option in (moectl --help 2>/dev/null | string match -ra -- '--[a-z][a-z-]*' | string replace -- '--' '' | sort -u)
-    contains $option model json priority overflow file socket svg
+    contains $option model json priority overflow mode file socket svg
     or complete -c moectl -l $option
 end

@@ -156,7 +156,7 @@ class Doctor(Case):
         self.says("service", "wrong", "tiny could not be loaded: ", None, 1)
         line = self.says("models", "wrong", "^tiny: ", f"^(sudo )?mv {bad} {bad}.broken$", 1)
         self.mend(line.removeprefix("sudo "))
-        self.says("models", "wrong", "there is none", r"install -m 644 FILE\.gguf ", 1)
+        self.says("models", "wrong", "there is none", f"^moectl --socket {self.path} import FILE.gguf$", 1)
 
     @needs_root
     def test_unreadable_model(self):

@@ -1,107 +1,100 @@
+#!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Models that come as open files, over the service's own socket."""
-import array
+"""moectl import and verify, with a real service: test-import.py MOED MOECTL"""
 import hashlib
+import json
 import os
 import pathlib
 import shutil
-import socket
+import signal
+import subprocess
+import sys
 import tempfile
 import unittest
 
-import msgpack
 import rig
+from rig import Moed, until
+
+MOECTL = os.path.abspath(sys.argv.pop(2))
 
 
 class Import(unittest.TestCase):
     def setUp(self):
-        self.dir = pathlib.Path(tempfile.mkdtemp(prefix="moed-import-"))
-        self.addCleanup(shutil.rmtree, self.dir)
-        self.models = self.dir / "models"
+        tmp = tempfile.TemporaryDirectory(prefix="moed-import-")
+        self.addCleanup(tmp.cleanup)
+        self.home, self.models = pathlib.Path(tmp.name) / "home", pathlib.Path(tmp.name) / "models"
+        self.home.mkdir(0o700)
         self.models.mkdir()
-        shutil.copy(rig.make_model("tiny"), self.models / "tiny.gguf")
-        home = self.dir / "home"  # which its owner alone enters
-        home.mkdir(mode=0o700)
-        self.file = home / "x.gguf"
-        shutil.copy(rig.make_model("tiny"), self.file)
+        self.file = self.home / "mine-00001-of-00001.gguf"
+        shutil.copy(rig.make_model("odd"), self.file)
         self.file.chmod(0o600)
-        self.digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        self.moed = rig.Moed(model=None, config=f"model-dir = {self.models}\ndefault-model = tiny\n")
+        self.moed = Moed(model=None, config=f"model-dir = {self.models}\npreload = no\n")
         self.addCleanup(self.moed.__exit__, None)
 
-    def give(self, client, path, **params):
-        client.last_id += 1
-        frame = msgpack.packb([0, client.last_id, "model.import", [params]])
-        with open(path, "rb") as f:
-            client.sock.sendmsg([frame], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [f.fileno()]))])
-        return client.wait(client.last_id)
+    def moectl(self, *args, code=0, err=None):
+        run = subprocess.run([MOECTL, "--socket", self.moed.path, *map(str, args)], stdin=subprocess.DEVNULL, capture_output=True,
+                             text=True, timeout=60)
+        self.assertEqual(run.returncode, code, run)
+        if err is not None:
+            self.assertRegex(run.stderr, err)
+        return run.stdout
 
-    def end(self, client, started):
-        end = client.call("job.wait", id=started["job"])
-        return end["result"], end.get("reason", "")
+    def ids(self):
+        return [m["id"] for m in json.loads(self.moectl("list", "--json"))["models"]]
 
-    def test_import(self):
+    def test_import_and_verify(self):
+        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+        self.assertEqual(self.moectl("import", self.file, "--digest", digest, "--license", "Apache-2.0", err=r"^.there is a model mine now.\n$"), "")
+        self.assertEqual(self.ids(), ["mine"])
+        self.assertEqual((self.models / "mine.gguf").read_bytes(), self.file.read_bytes())
+        self.moectl("import", self.file, "other", "-q", "--mode", "copy", err="^$")
+        self.assertEqual(self.ids(), ["mine", "other"])
+        self.moectl("verify", "mine", err=r"^.mine is whole.\n$")
+        self.assertEqual(json.loads(self.moectl("verify", "mine", "--json", "-q")), {"result": "done"})
+        self.assertTrue(self.moectl("run", "--raw", "--max-tokens", "3", "--model", "mine", "x", code=5))
+        path = self.models / "other.gguf"
+        data = bytearray(path.read_bytes())
+        data[-1] ^= 1
+        path.chmod(0o600)
+        path.write_bytes(data)
+        self.moectl("verify", "other", code=4, err="^moectl: the model was not found whole: .")
+
+    def test_what_is_refused(self):
+        self.moectl("import", code=2, err="want a file")
+        self.moectl("verify", code=2, err="want a model")
+        self.moectl("import", self.home / "none", code=1, err="cannot open: No such file")
+        self.moectl("verify", "none", code=4, err="none")
+        self.moectl("import", self.file, "--mode", "magic", code=1, err="mode: none of reference")
+        self.moectl("import", self.file, "a/b", code=1, err=".")
+        self.moectl("import", self.file, "--digest", "00" * 32, code=4, err="not imported: .*digest")
+        text = self.home / "text.gguf"
+        text.write_text("no model\n" * 100)
+        self.moectl("import", text, code=4, err="not imported: ")
+        self.moectl("import", self.home, "home", code=1, err=".")
+        self.assertEqual(self.ids(), [])
+        self.moectl("import", self.file, "mine")
+        self.moectl("import", self.file, "mine", code=1, err="mine")
+
+    def test_interrupted(self):
+        """Ctrl-C ends the job, too."""
+        big = self.home / "big.gguf"
+        with open(big, "wb") as f:
+            f.write(self.file.read_bytes())
+            f.truncate(3 << 30)
+        p = subprocess.Popen([MOECTL, "--socket", self.moed.path, "import", big, "--mode", "copy"], stdin=subprocess.DEVNULL,
+                             stderr=subprocess.PIPE)
         with self.moed.client() as c:
-            self.assertEqual(self.end(c, self.give(c, self.file, id="given", digest=self.digest, license="MIT")), ("done", ""))
-            self.assertEqual((self.models / "given.gguf").read_bytes(), self.file.read_bytes())
-            self.assertEqual((self.models / "given.gguf.origin").read_text(), f"digest = {self.digest}\nlicense = MIT\n")
-            self.assertEqual(self.end(c, self.give(c, self.file, id="linked", mode="reference")), ("done", ""))
-            self.assertEqual(os.readlink(self.models / "linked.gguf"), str(self.file))
-            self.assertEqual(self.end(c, self.give(c, self.file, id="copied", mode="copy")), ("done", ""))
-            self.assertFalse((self.models / "copied.gguf").is_symlink())
-            result, reason = self.end(c, self.give(c, self.file, id="shared", mode="reflink"))
-            self.assertIn((result, "does not share blocks" in reason), (("done", False), ("failed", True)))
-            self.assertIn("text", c.call("generate", model="given", prompt="x", max_tokens=2))
+            until(lambda: c.call("job.list")["jobs"] or p.poll() is not None, "not begun")
+            p.send_signal(signal.SIGINT)
+            self.assertEqual(p.wait(20), 130)
+            p.stderr.close()
+            until(lambda: not c.call("job.list")["jobs"], "goes on", 20)
+        self.assertEqual(self.ids(), [])
 
-    def test_the_copy_keeps_no_rights_of_the_original(self):
-        with self.moed.client() as c:
-            self.end(c, self.give(c, self.file, id="given", mode="copy"))
-        self.assertEqual((self.models / "given.gguf").stat().st_mode & 0o400, 0o400)
-
-    def test_refused(self):
-        junk = self.dir / "junk"
-        junk.write_bytes(b"no model " * 1000)
-        before = sorted(os.listdir(self.models))
-        with self.moed.client() as c:
-            for path, error, params in ((self.file, "InvalidArgs", {"id": "tiny"}), (self.file, "InvalidArgs", {"id": "../x"}),
-                                        (self.file, "InvalidArgs", {"id": "x", "mode": "move"}),
-                                        (self.file, "InvalidArgs", {"id": "x", "digest": "12"}),
-                                        (self.file, "InvalidArgs", {"id": "x", "license": "a\nb"}),
-                                        ("/dev/null", "InvalidArgs", {"id": "x"}), (self.file, "InvalidArgs", {})):
-                with self.assertRaisesRegex(rig.RpcError, error):
-                    self.give(c, path, **params)
-            with self.assertRaisesRegex(rig.RpcError, "no descriptor came"):
-                c.call("model.import", id="x")
-            self.assertEqual(self.end(c, self.give(c, junk, id="junk"))[0], "failed")
-            self.assertIn("its digest is", self.end(c, self.give(c, self.file, id="x", digest="0" * 64))[1])
-            with self.assertRaisesRegex(rig.RpcError, "NoSuchModel"):
-                c.call("model.verify", id="none")
-        self.assertEqual(sorted(os.listdir(self.models)), before)
-
-    def test_verify(self):
-        path = self.models / "tiny.gguf"
-        with self.moed.client() as c:
-            self.assertEqual(self.end(c, c.call("model.verify", id="tiny")), ("done", ""))
-            self.assertIn(self.digest, (self.models / "tiny.gguf.origin").read_text())
-            with path.open("r+b") as f:
-                f.seek(-100, os.SEEK_END)
-                f.write(b"damage")
-            result, reason = self.end(c, c.call("model.verify", id="tiny"))
-            self.assertEqual((result, "its digest is" in reason), ("failed", True))
-
-    def test_no_more_than_four(self):
-        big = self.dir / "big.gguf"  # a hole takes long to read
-        shutil.copy(rig.make_model("tiny"), big)
-        os.truncate(big, 8 << 30)
-        with self.moed.client() as c:
-            jobs = [self.give(c, big, id=f"big{i}")["job"] for i in range(4)]
-            with self.assertRaisesRegex(rig.RpcError, "Busy") as caught:
-                c.call("model.verify", id="tiny")
-            self.assertIn("retry_after_ms", caught.exception.data)
-            for job in jobs:
-                c.call("job.cancel", id=job)
-                self.assertEqual(c.call("job.wait", id=job)["result"], "cancelled")
-        self.assertFalse([n for n in os.listdir(self.models) if "big" in n])
+    def test_no_wait(self):
+        job = json.loads(self.moectl("import", self.file, "--no-wait", "--json"))["job"]
+        self.assertGreater(job, 0)
+        until(lambda: self.ids() == ["mine"], "not imported", 20)
 
 
 if __name__ == "__main__":
