@@ -444,11 +444,43 @@ static void put_session(const struct ctl *c, const struct moe_value *s) {
     (void)putchar('\n');
 }
 
+static int list_saved(struct ctl *c) {
+    const struct moe_value *v, *saved;
+    int r;
+
+    r = ctl_connect(c);
+    if (!r)
+        r = ctl_call(c, "session.saved", NULL, MOE_FOREVER, &v);
+    if (r)
+        return r;
+    if (c->json) {
+        ctl_put_json(c, v);
+        return EXIT_OK;
+    }
+
+    saved = moe_get(v, "saved");
+    if (!moe_size(saved) && !c->quiet)
+        (void)fputs("No conversation is kept.\n", stderr);
+    else if (moe_size(saved))
+        (void)printf("%-32s  %10s  %10s  IDLE\n", "TOKEN", "TEXT", "EVALUATED");
+    for (size_t i = 0; i < moe_size(saved); i++) {
+        const struct moe_value *s = moe_at(saved, i);
+
+        ctl_puts(c, ctl_str(s, "token"));
+        (void)printf("  %10s", ctl_bytes(ctl_uint(s, "bytes")));
+        (void)printf("  %10s  %s\n", ctl_bytes(ctl_uint(s, "cached_bytes")),
+                     ctl_span(ctl_uint(s, "idle_us")));
+    }
+    return EXIT_OK;
+}
+
 int verb_sessions(struct ctl *c) {
     const struct moe_value *v, *sessions;
     struct moe_map *p;
     int r;
 
+    if (c->saved)
+        return list_saved(c);
     r = ctl_connect(c);
     if (r)
         return r;

@@ -44,8 +44,8 @@ static const char help[] =
     "  kill JOB             end a request\n"
     "  tokenize [TEXT]      token ids and their pieces\n"
     "  api-info             methods of the service\n"
-    "  doctor               find what is wrong, and say what mends it\n"
     "  call METHOD [JSON]   call any of them\n"
+    "  doctor               find what is wrong, and say what mends it\n"
     "\n"
     "Answers:\n"
     "      --system TEXT    instructions that stand before the conversation\n"
@@ -75,6 +75,7 @@ static const char help[] =
     "      --digest SHA256  import: refuse another file\n"
     "      --license TEXT   import: a line that is kept with it\n"
     "      --all            sessions: those of all users\n"
+    "      --saved          sessions: those that are kept, for --resume and forget\n"
     "      --tensors        show: list them, too\n"
     "      --no-wait        load, import, verify: return at once\n"
     "  -n, --count N        top: print N times and end; bench: runs, 3 by default\n"
@@ -178,6 +179,7 @@ enum opt_id {
     OPT_SAVE,
     OPT_RESUME,
     OPT_ALL,
+    OPT_SAVED,
     OPT_RAW,
     OPT_LOGPROBS,
     OPT_NO_STREAM,
@@ -220,6 +222,7 @@ static const struct option options[] = {
     { "save",        no_argument,       NULL, OPT_SAVE },
     { "resume",      required_argument, NULL, OPT_RESUME },
     { "all",         no_argument,       NULL, OPT_ALL },
+    { "saved",       no_argument,       NULL, OPT_SAVED },
     { "raw",         no_argument,       NULL, OPT_RAW },
     { "logprobs",    required_argument, NULL, OPT_LOGPROBS },
     { "no-stream",   no_argument,       NULL, OPT_NO_STREAM },
@@ -262,6 +265,7 @@ static const struct { int opt, verbs; } option_verbs[] = {
     { OPT_SAVE,        V_CHAT },
     { OPT_RESUME,      V_CHAT },
     { OPT_ALL,         V_SESSIONS },
+    { OPT_SAVED,       V_SESSIONS },
     { OPT_RAW,         V_RUN | V_SCORE },
     { OPT_LOGPROBS,    V_RUN },
     { OPT_NO_STREAM,   V_ONCE },
@@ -391,6 +395,7 @@ static bool set_flag(struct ctl *c, int opt) {
         { OPT_THINKING,  &c->generate.thinking },
         { OPT_SAVE,      &c->save },
         { OPT_ALL,       &c->all },
+        { OPT_SAVED,     &c->saved },
         { OPT_RAW,       &c->raw },
         { OPT_NO_STREAM, &c->no_stream },
         { OPT_TENSORS,   &c->tensors },

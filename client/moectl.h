@@ -41,7 +41,7 @@ struct ctl {
     const char *socket; /* --socket, or NULL */
     enum ctl_json json;
     bool quiet, raw, no_stream, no_wait, tensors, special, bos;
-    bool save, all;                         /* --save; --all */
+    bool save, all, saved;                  /* --save; of sessions */
     const char *system, *resume, *overflow; /* --resume: a token */
     uint64_t deadline_usec;                 /* MOE_FOREVER: none */
     uint64_t seed, count, streams;          /* top, bench: how often; at a time; 0: nothing said */

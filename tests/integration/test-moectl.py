@@ -1071,6 +1071,16 @@ class Terminal(Pty):
         self.assertEqual(self.service.params("session.list"), {"all": True})
         self.assertEqual(json.loads(self.moectl("sessions", "--json").stdout), {"sessions": sessions})
 
+    def test_saved_sessions(self):
+        saved = {"saved": [{"token": "ab" * 16, "bytes": 2048, "cached_bytes": 3 << 20, "idle_us": 7200000000}]}
+        self.serve(returns("session.saved", saved))
+        self.check(self.moectl("sessions", "--saved"), 0, b"TOKEN                                   TEXT   EVALUATED  IDLE\n" +
+                   b"ab" * 16 + b"     2.0 KiB     3.0 MiB  2 h 0 min\n", "^$")
+        self.assertEqual(json.loads(self.moectl("sessions", "--saved", "--json").stdout), saved)
+        self.serve(returns("session.saved", {"saved": []}))
+        self.check(self.moectl("sessions", "--saved"), 0, b"", "No conversation is kept")
+        self.check(self.moectl("list", "--saved"), 2, b"", "list has no option --saved")
+
 
 class Editing(Pty):
     """chat on a terminal that can do more, if it was built with libedit."""
