@@ -14,7 +14,7 @@
  *           Q8_0       i8 [64][dim], then the scales, f16 [64][dim / 32]
  *
  * dim is a multiple of KERN_KV_DIM. A query's score with a key, and an element of its mixed values,
- * is the same bits however many queries a call carries, and whether the block was converted to F32
+ * is the same bits however many queries a call carries, and whether values were converted to F32
  * before or not. Scores of Q8_0 keys are integer products of 32 elements, scaled and summed in
  * order; all others are products of floats, summed in the order of elements.
  */
@@ -58,8 +58,7 @@ struct kern_attn {
     void (*put_key)(const float *x, uint32_t dim, uint32_t at, void *key);
     void (*put_value)(const float *x, uint32_t dim, uint32_t at, void *value);
 
-    /* The whole block as F32, same order. Q8_0 keys are not read that way: NULL. */
-    void (*key_f32)(const void *key, uint32_t dim, float *ret);
+    /* The whole block as F32, same order. NULL: is not worth it for any number of queries */
     void (*value_f32)(const void *value, uint32_t dim, float *ret);
 
     /* score[m][j] = q[m] . key[j], j < 64. Q8_0 reads .q, .d and .s of @q, the others .f

@@ -56,15 +56,6 @@ static void put_value_f16(const float *x, uint32_t dim, uint32_t at, void *value
         ((uint16_t *)value)[(size_t)at * dim + i] = quant_to_f16(x[i]);
 }
 
-static void copy_f32(const void *from, uint32_t dim, float *ret) {
-    memcpy(ret, from, (size_t)BLOCK * dim * sizeof *ret);
-}
-
-static void copy_f16(const void *from, uint32_t dim, float *ret) {
-    for (size_t i = 0; i < (size_t)BLOCK * dim; i++)
-        ret[i] = quant_f16(((const uint16_t *)from)[i]);
-}
-
 /* 16 keys' elements, or 16 elements of one value. */
 typedef void load_fn(const void *from, size_t at, float ret[16]);
 
@@ -269,8 +260,6 @@ void kern_attn_generic(struct kern *k) {
     k->attn[QUANT_F32] = (struct kern_attn){
         .put_key = put_key_f32,
         .put_value = put_value_f32,
-        .key_f32 = copy_f32,
-        .value_f32 = copy_f32,
         .score = score_f32,
         .score_value = score_value_f32,
         .mix = mix_f32,
@@ -278,8 +267,6 @@ void kern_attn_generic(struct kern *k) {
     k->attn[QUANT_F16] = (struct kern_attn){
         .put_key = put_key_f16,
         .put_value = put_value_f16,
-        .key_f32 = copy_f16,
-        .value_f32 = copy_f16,
         .score = score_f16,
         .score_value = score_value_f16,
         .mix = mix_f16,

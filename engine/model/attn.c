@@ -8,8 +8,8 @@
 #include "engine/model/model.h"
 
 enum {
-    QUERIES = 64, /* taken together: their outputs and a block as floats fit the L2 cache */
-    CONVERT = 16, /* queries from which on a block is made F32 once */
+    QUERIES = 64, /* taken together: their outputs and a block fit the L2 cache */
+    CONVERT = 16, /* queries from which on values may be made F32 once */
     SPAN = 16,    /* blocks of a span at least */
     ITEMS = 4,    /* items a worker wanted */
 
@@ -38,7 +38,8 @@ struct attn_worker {
     float *keep;                    /* [queries] */
     float *out, *total;             /* [queries][dim] of a span, of all */
     struct kern_mass *mass, *whole; /* [queries] of a span, of all */
-    float *key, *value;             /* [KV_BLOCK][dim] a block as F32 */
+    float *key;                     /* [dim] a key as it is kept */
+    float *value;                   /* [KV_BLOCK][dim] a block as F32 */
 };
 
 static uint32_t round_up(uint32_t n, uint32_t to) {
@@ -101,7 +102,7 @@ static void worker_init(struct attn_worker *w, uint32_t n, uint32_t dim, struct 
     w->total = arena_alloc(a, n, dim * sizeof(float));
     w->mass = arena_alloc(a, n, sizeof *w->mass);
     w->whole = arena_alloc(a, n, sizeof *w->whole);
-    w->key = arena_alloc(a, KV_BLOCK, dim * sizeof(float));
+    w->key = arena_alloc(a, dim, sizeof(float));
     w->value = arena_alloc(a, KV_BLOCK, dim * sizeof(float));
 }
 
@@ -238,20 +239,15 @@ static void attend_block(const struct tile *t, uint32_t b, const void *next) {
     struct kv_view view = kvcache_view(at->kv, at->l->layer, at->row[t->item->row].seq, t->head, b);
     uint32_t first, last, unused;
     size_t n_key = kern_kv_size(fmt, t->key_dim), n_value = kern_kv_size(fmt, t->value_dim);
-    const void *key = view.key, *value = view.value;
+    const void *value = view.value;
 
-    if (t->n >= CONVERT && fmt != QUANT_F32) {
-        if (ka->key_f32) {
-            ka->key_f32(key, t->key_dim, w->key);
-            key = w->key;
-            ka = &at->ops->kern->attn[QUANT_F32];
-        }
+    if (t->n >= CONVERT && ka->value_f32) {
         kv->value_f32(value, t->value_dim, w->value);
         value = w->value;
         kv = &at->ops->kern->attn[QUANT_F32];
         next = NULL;
     }
-    ka->score(key, t->key_dim, &t->key_q, w->score, next ? value : NULL, n_value);
+    ka->score(view.key, t->key_dim, &t->key_q, w->score, next ? value : NULL, n_value);
     if (t->at->l->turn)
         kv->score_value(value, t->value_dim, round_up(at->l->turn->n_plain, 16), &t->value_q,
                         w->score);
