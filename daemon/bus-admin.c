@@ -178,6 +178,22 @@ static int list_run(struct bus_call *c) {
     return r < 0 ? err_new(r) : 0;
 }
 
+/* ---- memory ---- */
+
+static int trim_pack(struct bus_call *c, struct bus_params *p) {
+    uint32_t level;
+
+    if (sd_bus_message_read(c->m, "u", &level) < 0)
+        return bus_call_unread(c, -EBADMSG);
+    rpc_pack_uint(&p->pk, "level", level);
+    p->n++;
+    return 0;
+}
+
+static int trim_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+    return sd_bus_message_append(reply, "t", wire_get(result, "freed")->via.u64);
+}
+
 /* ---- dispatch ---- */
 
 static const struct bus_gate gates[] = {
@@ -189,6 +205,7 @@ static const struct bus_gate gates[] = {
     { "SetUseCase", NULL, BUS_MANAGE, NULL, NULL, set_use_case_run, NULL },
     { "ListSessions", NULL, BUS_INSPECT, NULL, NULL, list_run, NULL },
     { "Reload", NULL, BUS_MANAGE, NULL, NULL, reload_run, NULL },
+    { "Trim", "memory.trim", BUS_TRIM, trim_pack, trim_reply, NULL, NULL },
 };
 
 static int on_method(sd_bus_message *m, void *arg, sd_bus_error *error) {
@@ -222,6 +239,9 @@ static const sd_bus_vtable vtable[] = {
     SD_BUS_METHOD_WITH_ARGS("Reload",
         SD_BUS_NO_ARGS,
         SD_BUS_NO_RESULT, on_method, SD_BUS_VTABLE_UNPRIVILEGED),
+    SD_BUS_METHOD_WITH_ARGS("Trim",
+        SD_BUS_ARGS("u", level),
+        SD_BUS_RESULT("t", bytes_freed), on_method, SD_BUS_VTABLE_UNPRIVILEGED),
     SD_BUS_VTABLE_END
 };
 /* clang-format on */

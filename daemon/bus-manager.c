@@ -14,7 +14,8 @@
 #include "daemon/bus-priv.h"
 
 #define SESSION_KEYS                                                                               \
-    "use-case model instructions context-tokens priority thinking max-tokens temperature seed"
+    "use-case model instructions context-tokens priority thinking max-tokens temperature seed "    \
+    "sampling idle-timeout-usec"
 #define GENERATE_KEYS                                                                              \
     "use-case model instructions language priority thinking max-tokens temperature seed stop "     \
     "deadline-usec"
@@ -290,6 +291,17 @@ static int embed_run(struct bus_call *c) {
 
 /* ---- OpenSession ---- */
 
+/* What "sampling" stands for, less what is said one by one: of equal keys the first counts. */
+static int put_sampling(struct bus_call *c, struct bus_params *p, const char *sampling) {
+    if (strcmp(sampling, "model") != 0 && strcmp(sampling, "greedy") != 0)
+        return why_set(&c->why, RPC_INVALID_ARGS, "sampling: none of model, greedy");
+    if (strcmp(sampling, "greedy") == 0) {
+        rpc_pack_float(&p->pk, "temperature", 0);
+        p->n++;
+    }
+    return 0;
+}
+
 static int open_pack(struct bus_call *c, struct bus_params *p) {
     const struct usecase *u;
     struct bus_options o;
@@ -299,6 +311,8 @@ static int open_pack(struct bus_call *c, struct bus_params *p) {
     if (r)
         return bus_call_unread(c, r);
     r = apply_use_case(c, &o, &u);
+    if (!r && o.sampling)
+        r = put_sampling(c, p, o.sampling);
     if (r)
         return err_up(r);
 

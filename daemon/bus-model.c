@@ -223,6 +223,70 @@ void bus_model_free_all(struct bus *bus) {
     }
 }
 
+/* ---- residency ---- */
+
+/* As the interface numbers what is kept about a model. */
+static const char *const residencies[] = { "none", "pinned", "pressure" };
+enum { N_RESIDENCY = sizeof residencies / sizeof residencies[0] };
+
+static uint32_t get_residency(const struct bus *bus, const struct bus_model *m) {
+    enum residency_wish wish;
+    uint32_t i = N_RESIDENCY;
+
+    if (!residency_kept(bus->server->residency, m->id, &wish))
+        return 0;
+    while (--i && strcmp(residencies[i], residency_name(wish)) != 0)
+        ;
+    return i;
+}
+
+static int set_pack(struct bus_call *c, struct bus_params *p) {
+    const struct bus_model *m = find(c->peer->bus, sd_bus_message_get_path(c->m));
+    uint32_t v = 0;
+    int r;
+
+    r = sd_bus_message_read(c->m, "ssv", NULL, NULL, "u", &v);
+    if (r < 0)
+        return why_set(&c->why, RPC_INVALID_ARGS, "Residency: not of type u");
+    if (v >= N_RESIDENCY)
+        return why_set(&c->why, RPC_INVALID_ARGS, "Residency: not 0, 1 or 2");
+    bus_params_str(p, "id", m->id);
+    bus_params_str(p, "residency", residencies[v]);
+    rpc_pack_bool(&p->pk, "keep", true);
+    p->n++;
+    return 0;
+}
+
+static int set_reply(struct bus_call *c, const msgpack_object *result, sd_bus_message *reply) {
+    return 0;
+}
+
+static const struct bus_gate set_gates[] = {
+    { "Set", "model.pin", BUS_MANAGE, set_pack, set_reply, NULL, NULL },
+};
+
+/* A property's setter has to answer at once, and polkit is not waited for: so this one is taken out
+ * before it gets there. */
+static int on_message(sd_bus_message *m, void *arg, sd_bus_error *error) {
+    const char *interface, *name;
+    bool ours;
+
+    if (!sd_bus_message_is_method_call(m, "org.freedesktop.DBus.Properties", "Set") ||
+        !find(arg, sd_bus_message_get_path(m)))
+        return 0;
+    ours = sd_bus_message_read(m, "ss", &interface, &name) > 0 &&
+           strcmp(interface, INTERFACE) == 0 && strcmp(name, "Residency") == 0;
+    if (sd_bus_message_rewind(m, true) < 0 || !ours)
+        return 0;
+    return bus_call_new(arg, m, set_gates, error);
+}
+
+/* Nobody comes here. */
+static int on_set(sd_bus *sd, const char *path, const char *interface, const char *name,
+                  sd_bus_message *value, void *arg, sd_bus_error *error) {
+    return -EOPNOTSUPP;
+}
+
 /* ---- properties ---- */
 
 static int get_number(const struct bus *bus, const struct bus_model *m, const char *name,
@@ -235,7 +299,8 @@ static int get_number(const struct bus *bus, const struct bus_model *m, const ch
     } small[] = { { "State", state_of(bus, m) },
                   { "ContextMax", loaded ? info->n_ctx : m->n_ctx },
                   { "ExpertCount", m->n_expert },
-                  { "ExpertsUsed", m->n_used } };
+                  { "ExpertsUsed", m->n_used },
+                  { "Residency", get_residency(bus, m) } };
 
     for (size_t i = 0; i < sizeof small / sizeof small[0]; i++)
         if (strcmp(name, small[i].name) == 0)
@@ -306,6 +371,7 @@ static const sd_bus_vtable vtable[] = {
     SD_BUS_PROPERTY("ExpertCount", "u", on_get, 0, 0),
     SD_BUS_PROPERTY("ExpertsUsed", "u", on_get, 0, 0),
     SD_BUS_PROPERTY("State", "u", on_get, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
+    SD_BUS_WRITABLE_PROPERTY("Residency", "u", on_get, on_set, 0, SD_BUS_VTABLE_UNPRIVILEGED),
     SD_BUS_PROPERTY("Capabilities", "as", on_get, 0, 0),
     SD_BUS_PROPERTY("License", "s", on_get, 0, 0),
     SD_BUS_PROPERTY("LoadedSince", "t", on_get, 0, SD_BUS_VTABLE_PROPERTY_EMITS_CHANGE),
@@ -316,5 +382,7 @@ static const sd_bus_vtable vtable[] = {
 int bus_model_add(struct bus *bus) {
     int r = sd_bus_add_fallback_vtable(bus->sd, NULL, PREFIX, INTERFACE, vtable, on_find, bus);
 
+    if (r >= 0)
+        r = sd_bus_add_filter(bus->sd, NULL, on_message, bus);
     return r < 0 ? r : sd_bus_add_node_enumerator(bus->sd, NULL, PREFIX, on_list, bus);
 }

@@ -18,6 +18,7 @@ static const struct option {
     { "context-tokens", "u",  NULL,          offsetof(struct bus_options, context)      },
     { "deadline-usec",  "t",  "deadline_ms", 0                                          },
     { "digest",         "s",  NULL,          offsetof(struct bus_options, digest)       },
+    { "idle-timeout-usec", "t", "idle_ms",   0                                          },
     { "instructions",   "s",  NULL,          offsetof(struct bus_options, instructions) },
     { "language",       "s",  NULL,          offsetof(struct bus_options, language)     },
     { "license",        "s",  NULL,          offsetof(struct bus_options, license)      },
@@ -26,6 +27,7 @@ static const struct option {
     { "model",          "s",  NULL,          offsetof(struct bus_options, model)        },
     { "overflow",       "s",  "overflow",    0                                          },
     { "priority",       "u",  "priority",    0                                          },
+    { "sampling",       "s",  NULL,          offsetof(struct bus_options, sampling)     },
     { "seed",           "t",  "seed",        0                                          },
     { "stop",           "as", "stop",        0                                          },
     { "temperature",    "d",  "temperature", 0                                          },
@@ -108,7 +110,7 @@ static int pack_value(sd_bus_message *m, const struct option *o, struct bus_para
         msgpack_pack_uint32(&p->pk, v.u);
         break;
     case 't':
-        msgpack_pack_uint64(&p->pk, strcmp(o->key, "deadline-usec") == 0 ? v.t / 1000 : v.t);
+        msgpack_pack_uint64(&p->pk, strcmp(o->key, "seed") == 0 ? v.t : v.t / 1000);
         break;
     case 'd':
         msgpack_pack_double(&p->pk, v.d);

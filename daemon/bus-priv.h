@@ -155,7 +155,7 @@ void bus_call_denied(struct bus_call *c, const char *message);
 
 /* What a method takes beyond what goes into parameters as it is. */
 struct bus_options {
-    const char *use_case, *model, *instructions, *language, *mode, *digest, *license;
+    const char *use_case, *model, *instructions, *language, *mode, *digest, *license, *sampling;
     uint32_t context; /* tokens it must hold; 0: any */
     uint32_t uid;     /* UINT32_MAX: any */
     bool background;  /* it asks for that priority */

@@ -425,10 +425,10 @@ struct imports *import_free(struct imports *all) {
 
     for (m = LIST_FIRST(&all->list); m; m = LIST_NEXT(m, link))
         atomic_store(&m->stop, true);
-    (void)clock_gettime(CLOCK_REALTIME, &until);
+    (void)clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += LEAVE_SEC;
     while ((m = LIST_FIRST(&all->list))) {
-        if (pthread_timedjoin_np(m->thread, NULL, &until) == 0) {
+        if (pthread_clockjoin_np(m->thread, NULL, CLOCK_MONOTONIC, &until) == 0) {
             import_end(m);
             continue;
         }

@@ -500,10 +500,14 @@ usec_t models_idle_usec(const struct models *m) {
     return clock_usec() - m->idle_since + 1;
 }
 
-void models_tidy(struct models *m, unsigned what) {
-    m->tidy = what;
+void models_trim(struct models *m, unsigned what) {
     if (m->engine && m->state == MODELS_LOADED)
         engine_tidy(m->engine, what);
+}
+
+void models_tidy(struct models *m, unsigned what) {
+    m->tidy = what;
+    models_trim(m, what);
 }
 
 void models_close(struct models *m, bool closed) {

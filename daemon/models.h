@@ -109,6 +109,8 @@ usec_t models_idle_usec(const struct models *m);
 /* As engine_tidy(), for the resident model; of those that are loaded later weights are locked, or
  * not, as well. */
 void models_tidy(struct models *m, unsigned what);
+/* The same once: of models that are loaded later nothing is meant. */
+void models_trim(struct models *m, unsigned what);
 /* Load nothing, or load again what is asked for. */
 void models_close(struct models *m, bool closed);
 /* What the service manager keeps for us. */

@@ -197,6 +197,26 @@ void residency_forget(struct residency *r, const char *model) {
         drop_kept(r, k);
 }
 
+bool residency_kept(const struct residency *r, const char *model, enum residency_wish *ret_wish) {
+    const struct kept *k = find_kept(r, model);
+
+    if (k)
+        *ret_wish = k->lease.wish;
+    return k != NULL;
+}
+
+void residency_trim(struct residency *r, unsigned level) {
+    uint32_t n;
+
+    models_trim(r->models, ENGINE_TIDY_KV | (level >= STEP_COLD ? ENGINE_TIDY_COLD : 0u) |
+                               (level >= STEP_UNLOCK ? ENGINE_TIDY_UNLOCK : 0u));
+    if (level >= STEP_UNLOAD && residency_now(r) != RESIDENCY_PINNED &&
+        models_idle_usec(r->models)) {
+        log_info("residency", "%s: it was told to go", models_resident(r->models));
+        (void)models_unload(r->models, NULL, &n); /* it has no work */
+    }
+}
+
 /* ---- life ---- */
 
 void residency_watch(struct residency *r, void (*changed)(void *arg), void *arg) {

@@ -66,6 +66,13 @@ void residency_drop(struct residency *r, struct residency_lease *lease);
 int residency_keep(struct residency *r, const char *model, enum residency_wish wish);
 void residency_forget(struct residency *r, const char *model);
 
+/* The wish that is kept about @model. Return: is there one? */
+bool residency_kept(const struct residency *r, const char *model, enum residency_wish *ret_wish);
+
+/* Take the steps 1 to @level once, without a sign of pressure. What is unlocked is locked again
+ * when pressure passes, or the configuration is read. */
+void residency_trim(struct residency *r, unsigned level);
+
 /* The wish that counts when @model is resident; NULL: as long as none is. */
 enum residency_wish residency_of(const struct residency *r, const char *model);
 /* And with what is resident now. */

@@ -40,6 +40,12 @@ int rpc_model_show(struct rpc_call *c);
 int rpc_model_unload(struct rpc_call *c);
 int rpc_model_verify(struct rpc_call *c);
 
+/* Only for administrators. Return: 0 or RPC_ACCESS_DENIED. */
+int rpc_want_admin(struct rpc_call *c);
+
+/* rpc-memory.c */
+int rpc_memory_trim(struct rpc_call *c);
+
 /* rpc-gen.c */
 int rpc_generate(struct rpc_call *c);
 int rpc_generate_cancel(struct rpc_call *c);

@@ -17,7 +17,7 @@ static int no_such_model(struct rpc_call *c, const char *id) {
               : why_set(&c->reply->why, RPC_NO_SUCH_MODEL, "there is no model");
 }
 
-static int want_admin(struct rpc_call *c) {
+int rpc_want_admin(struct rpc_call *c) {
     if (channel_is_admin(c->channel))
         return 0;
 
@@ -326,7 +326,7 @@ int rpc_model_load(struct rpc_call *c) {
     struct task *load;
     int r;
 
-    r = want_admin(c);
+    r = rpc_want_admin(c);
     if (!r)
         r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
     if (r)
@@ -378,7 +378,7 @@ int rpc_model_pin(struct rpc_call *c) {
     bool none = false;
     int k;
 
-    k = want_admin(c);
+    k = rpc_want_admin(c);
     if (!k)
         k = rpc_dup_str(c->params, "id", &id, &c->reply->why);
     if (!k)
@@ -408,7 +408,7 @@ int rpc_model_unload(struct rpc_call *c) {
     uint32_t n_job = 0;
     int r;
 
-    r = want_admin(c);
+    r = rpc_want_admin(c);
     if (!r)
         r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
     if (r)
@@ -463,7 +463,7 @@ int rpc_model_import(struct rpc_call *c) {
     struct task *t = NULL;
     int r;
 
-    r = want_admin(c);
+    r = rpc_want_admin(c);
     if (!r && fd < 0)
         r = why_set(why, RPC_INVALID_ARGS, "file: no descriptor came with the request");
     if (!r)
@@ -489,7 +489,7 @@ int rpc_model_verify(struct rpc_call *c) {
     struct task *t = NULL;
     int r;
 
-    r = want_admin(c);
+    r = rpc_want_admin(c);
     if (!r)
         r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
     if (r)

@@ -121,6 +121,13 @@ static int get_settings(struct rpc_call *c, struct session_state *s) {
     return err_up(r);
 }
 
+/* Longer than a year is for ever. */
+static void set_idle(struct rpc_call *c, struct session *t) {
+    uint64_t ms = rpc_get_uint(c->params, "idle_ms", 0);
+
+    session_set_idle(t, ms < 365ull * 24 * 3600 * 1000 ? ms * 1000 : 0);
+}
+
 int rpc_session_open(struct rpc_call *c) {
     struct session_state state = { 0 };
     struct session *t = NULL;
@@ -131,6 +138,8 @@ int rpc_session_open(struct rpc_call *c) {
         r = get_messages(c, &state);
     if (!r)
         r = rpc_open_session(c, &state, &t);
+    if (!r)
+        set_idle(c, t);
     if (!r)
         rpc_pack_opened(&c->reply->result_pk, t, NULL);
     session_state_deinit(&state);
@@ -148,6 +157,7 @@ int rpc_session_clone(struct rpc_call *c) {
     if (!r)
         r = rpc_open_session(c, &state, &clone);
     if (!r) {
+        session_set_idle(clone, t->idle_usec);
         msgpack_pack_map(&c->reply->result_pk, 1);
         rpc_pack_uint(&c->reply->result_pk, "session", clone->id);
     }

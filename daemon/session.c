@@ -10,6 +10,8 @@
 #include "daemon/work.h"
 #include "engine/base/log.h"
 
+enum { LOOK_USEC = 600000000 /* limits may have changed, where there was none */ };
+
 struct session *session_ref(struct session *t) {
     t->n_ref++;
     return t;
@@ -118,19 +120,24 @@ static void say_closed(const struct session *t, const char *reason) {
     msgpack_sbuffer_destroy(&buf);
 }
 
+/* How long it may be idle. */
+static usec_t limit_of(const struct session *t) {
+    usec_t all = t->server->config->session_idle * CLOCK_SECOND, own = t->idle_usec;
+
+    return own && (!all || own < all) ? own : all ? all : UINT64_MAX;
+}
+
 /* Close what is idle, and come back when the next one may be. */
 static void on_idle(evutil_socket_t fd, short what, void *arg) {
+    usec_t now = clock_usec(), wait = LOOK_USEC;
     struct server *server = arg;
-    usec_t now = clock_usec(), limit = server->config->session_idle * CLOCK_SECOND, wait = limit;
     struct session *t, *next;
     struct timeval tv;
 
     for (t = LIST_FIRST(&server->sessions.list); t; t = next) {
-        usec_t idle = now - t->used_usec;
+        usec_t idle = t->work ? 0 : now - t->used_usec, limit = limit_of(t);
 
         next = LIST_NEXT(t, link);
-        if (t->work || !limit)
-            continue;
         if (idle < limit) {
             wait = limit - idle < wait ? limit - idle : wait;
             continue;
@@ -141,22 +148,29 @@ static void on_idle(evutil_socket_t fd, short what, void *arg) {
         session_close(t);
     }
 
-    tv = clock_timeval(wait ? wait : CLOCK_SECOND);
+    tv = clock_timeval(wait);
     if (!LIST_EMPTY(&server->sessions.list))
         (void)event_add(server->sessions.idle, &tv);
 }
 
 static int watch_idle(struct server *server) {
+    usec_t limit = server->config->session_idle * CLOCK_SECOND;
+    struct timeval tv = clock_timeval(limit && limit < LOOK_USEC ? limit : LOOK_USEC);
     struct sessions *all = &server->sessions;
-    struct timeval tv = clock_timeval(server->config->session_idle * CLOCK_SECOND);
 
     if (!all->idle)
         all->idle = evtimer_new(server->base, on_idle, server);
     if (!all->idle)
         return err_new(-ENOMEM);
-    if (!evtimer_pending(all->idle, NULL) && server->config->session_idle)
+    if (!evtimer_pending(all->idle, NULL))
         (void)event_add(all->idle, &tv);
     return 0;
+}
+
+void session_set_idle(struct session *t, usec_t usec) {
+    t->idle_usec = usec;
+    if (usec) /* look now, and then when it is time */
+        event_active(t->server->sessions.idle, EV_TIMEOUT, 1);
 }
 
 int session_open(struct server *server, const struct channel *owner, struct session_state *state,

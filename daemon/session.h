@@ -57,6 +57,7 @@ struct session {
     uint32_t n_used;   /* tokens it had when it was last evaluated */
     uint64_t n_change; /* grows with every change of its messages */
     usec_t used_usec;
+    usec_t idle_usec; /* it is closed when nobody touched it for that long; 0: as all are */
 };
 
 LIST_HEAD(session_list, session);
@@ -115,6 +116,8 @@ int session_answer(struct session *t, const struct chat_message *asked, size_t n
                    const char *text, size_t n_text, size_t n_drop, struct why *why);
 /* The one with this number, if it is of this user; NULL: there is none. It counts as touched. */
 struct session *session_find(struct server *server, uid_t uid, uint64_t id);
+/* Close it when nobody touched it for @usec, if that is shorter than for all; 0: as all are. */
+void session_set_idle(struct session *t, usec_t usec);
 /* End its exchange and forget it. */
 void session_close(struct session *t);
 /* Close all that @owner opened. */

@@ -55,6 +55,7 @@ struct engine {
     bool news;                  /* for the engine thread: ready, or a job's hold or halt */
     bool waits;                 /* the engine thread does, for news */
     unsigned tidy;              /* ENGINE_TIDY_* to do */
+    uint32_t n_tidy;            /* times that was asked; only the daemon's thread changes it */
     enum engine_hold hold;
     uint64_t *forget; /* [n_forget] salts */
     size_t n_forget;
@@ -64,6 +65,7 @@ struct engine {
     atomic_int state;    /* enum engine_state */
     atomic_uint n_limit; /* workers at most, 0: all */
     atomic_bool locked;
+    atomic_uint n_tidied; /* of .n_tidy, done */
     _Atomic uint64_t bytes_done, bytes_total;
     _Atomic uint64_t n_beat; /* of the engine thread, between steps and while loading */
     atomic_bool starved;     /* the engine thread waits for room in @out */
@@ -263,8 +265,10 @@ static void engine_do_tidy(struct engine *e, struct sched *s) {
                                             [ENGINE_HOLD_ALL] = SCHED_HOLD_ALL };
     struct model *m = e->res->model;
     unsigned what;
+    uint32_t n;
 
     pthread_mutex_lock(&e->lock);
+    n = e->n_tidy;
     what = e->tidy;
     e->tidy = 0;
     while (e->n_forget > 0)
@@ -282,6 +286,7 @@ static void engine_do_tidy(struct engine *e, struct sched *s) {
     }
     if (what & ENGINE_TIDY_COLD) /* now that they may go */
         model_cool(m);
+    atomic_store(&e->n_tidied, n);
 }
 
 static void *engine_main(void *arg) {
@@ -505,6 +510,7 @@ void engine_status(struct engine *e, struct engine_status *ret) {
         .n_evicted = atomic_load_explicit(&e->stats.n_evicted, memory_order_relaxed),
         .refused = atomic_load(&e->memory.refused),
         .locked = atomic_load(&e->locked),
+        .tidying = atomic_load(&e->n_tidied) != e->n_tidy,
         .busy = engine_busy(e),
         .n_beat =
             atomic_load_explicit(&e->n_beat, memory_order_relaxed) + (r ? model_beat(r->model) : 0),
@@ -525,6 +531,7 @@ void engine_tidy(struct engine *e, unsigned what) {
     if (what & (ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK))
         e->tidy &= ~(unsigned)(ENGINE_TIDY_LOCK | ENGINE_TIDY_UNLOCK);
     e->tidy |= what;
+    e->n_tidy++;
     engine_tell(e);
     pthread_mutex_unlock(&e->lock);
 }

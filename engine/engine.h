@@ -68,6 +68,7 @@ struct engine_status {
     uint64_t n_evicted; /* generations that lost their place to others and began again */
     bool refused;       /* memory_fd was: it is of other weights, or in another layout */
     bool locked;        /* packed weights are in memory that is not paged out */
+    bool tidying;       /* what engine_tidy() was told last is not done yet */
     bool busy;          /* the engine thread has something to do ... */
     uint64_t n_beat;    /* ... and does it as long as this grows: slabs read, layers computed */
     uint64_t kv_kept;   /* bytes of K and V that only kept prompts hold: any job may have them */

@@ -14,8 +14,8 @@ from bus_rig import Bus, BusError
 OTHER = "nobody"
 STD = "org.freedesktop.DBus.Error."
 METHODS = [("LoadModel", "sa{sv}", "tiny", 0), ("UnloadModel", "su", "tiny", 0), ("RemoveModel", "s", "tiny"),
-           ("VerifyModel", "s", "tiny"), ("SetUseCase", "ss", "language.test", ""), ("ListSessions", "a{sv}", 0), ("Reload",)]
-ACTION = {"ListSessions": "inspect-others"}
+           ("VerifyModel", "s", "tiny"), ("SetUseCase", "ss", "language.test", ""), ("ListSessions", "a{sv}", 0), ("Reload",), ("Trim", "u", 1)]
+ACTION = {"ListSessions": "inspect-others", "Trim": "trim"}
 
 
 class Rig:
@@ -72,6 +72,18 @@ class Polkit(unittest.TestCase):
         r = Rig(self, manage_models=[True, False], inspect_others=[True, False])
         self.assertRegex(r.admin("LoadModel", "sa{sv}", "tiny", 0, user=OTHER)[0], "/job/[0-9]+$")
         self.assertTrue(r.admin("ListSessions", "a{sv}", 0, user=OTHER) is not None)
+
+    def test_residency(self):
+        r = Rig(self)
+        put = "set-property", bus_rig.NAME, bus_rig.PATH + "/model/tiny", bus_rig.NAME + ".Model", "Residency", "u"
+        with self.assertRaisesRegex(BusError, "Access denied"):
+            r.bus.busctl(*put, 1, user=OTHER)
+        self.assertEqual(r.bus.get("Residency", "Model", "/model/tiny"), 0)
+        r.bus.rules(manage_models=[True, False])
+        r.bus.busctl(*put, 1, user=OTHER)
+        self.assertEqual(r.bus.get("Residency", "Model", "/model/tiny"), 1)
+        namespace = bus_rig.NAME.rpartition(".")[0]
+        self.assertEqual([a[0] for a in r.bus.asked()], [f"{namespace}.manage-models"] * 2)
 
     def test_nothing_waits_for_it(self):
         r = Rig(self, manage_models=[True, False, 2])
@@ -136,6 +148,49 @@ class Admin(unittest.TestCase):
             with self.assertRaisesRegex(BusError, name):
                 r.admin(*call)
         self.assertEqual(r.bus.asked(), [])
+
+    def test_trim(self):
+        r = self.r
+        r.admin("LoadModel", "sa{sv}", "tiny", 0)
+        rig.until(lambda: r.bus.get("State") == 2, "not loaded")
+        with r.moed.client() as c:
+            c.call("generate", prompt="x" * 100, max_tokens=2)
+            for level in 1, 2, 3:
+                self.assertGreaterEqual(r.admin("Trim", "u", level)[0], 0)
+            self.assertEqual(c.call("server.status")["prefixes"]["kept"], 0)
+            self.put_residency("tiny", 1)
+            r.admin("Trim", "u", 4)
+            self.assertEqual(r.bus.get("State"), 2)  # it is pinned
+            self.put_residency("tiny", 0)
+            self.assertGreater(r.admin("Trim", "u", 4)[0], 0)
+            self.assertEqual(r.bus.get("State"), 0)
+            self.assertEqual(c.call("memory.trim", level=4)["freed"] >= 0, True)
+        for level in 0, 5:
+            with self.assertRaisesRegex(BusError, "level: not 1 to 4"):
+                r.admin("Trim", "u", level)
+
+    def put_residency(self, model, v, kind="u"):
+        self.r.bus.busctl("set-property", bus_rig.NAME, bus_rig.PATH + "/model/" + model, bus_rig.NAME + ".Model", "Residency", kind, v)
+
+    def test_residency(self):
+        r = self.r
+        with r.moed.client() as c:
+            for v, name in (2, "pressure"), (1, "pinned"), (0, "pressure"):
+                self.put_residency("tiny", v)
+                self.assertEqual(r.bus.get("Residency", "Model", "/model/tiny"), v)
+                self.assertEqual(c.call("server.status")["residency"], name)
+            c.call("model.pin", id="spare", keep=True)
+            self.assertEqual(r.bus.get("Residency", "Model", "/model/spare"), 1)
+            c.call("model.pin", id="spare", residency="idle", keep=True)
+            self.assertEqual(r.bus.get("Residency", "Model", "/model/spare"), 0)
+        for v, kind in (3, "u"), ("x", "s"):
+            with self.assertRaisesRegex(BusError, "Residency: not"):
+                self.put_residency("tiny", v, kind)
+        props = self.conn().get_object(bus_rig.NAME, bus_rig.PATH + "/model/tiny", introspect=False)
+        name, _ = bus_rig.error_of(lambda: props.Set(bus_rig.NAME + ".Model", "Id", "x", dbus_interface="org.freedesktop.DBus.Properties"))
+        self.assertEqual(name, STD + "PropertyReadOnly")
+        with self.assertRaisesRegex(BusError, "Unknown object"):
+            self.put_residency("none", 1)
 
     def test_remove(self):
         r = self.r

@@ -216,6 +216,20 @@ class Manager(unittest.TestCase):
         state, details = self.manager.GetAvailability("", options(context_tokens=dbus.UInt32(1 << 30)))
         self.assertEqual((state, details["reason"]), (1, "context"))
 
+    def test_session_samples_as_it_was_opened(self):
+        with self.moed.client() as c:
+            want = c.call("generate", messages=[user("hello")], max_tokens=6, temperature=0)["text"]
+        for opts in {}, {"temperature": 0.0, "seed": dbus.UInt64(9)}:
+            session, _ = self.session(sampling="greedy", max_tokens=dbus.UInt32(6), **opts)
+            self.assertEqual(session.Respond("hello", options())[0], want)
+        self.session(sampling="model")
+        self.assertEqual(error_of(self.manager.OpenSession, options(sampling="wild"))[0], STD + "InvalidArgs")
+
+    def test_session_has_its_own_idle_time(self):
+        path, fd = self.manager.OpenSession(options(idle_timeout_usec=dbus.UInt64(300000)))
+        with client_of(fd) as client:
+            self.assertEqual(client.wait_note("session.closed"), {"session": int(path.rpartition("/")[2]), "reason": "idle"})
+
     def session(self, conn=None, **opts):
         path, fd = manager(conn or self.conn).OpenSession(options(**opts))
         fd = fd.take()
