@@ -6,7 +6,7 @@ cd "$root"
 
 # What building takes, and what the tests take beyond it. Debian 12 names.
 packages_build="gcc libc6-dev meson ninja-build pkg-config libevent-dev libmsgpack-dev libsystemd-dev
-libhwloc-dev libjson-c-dev libedit-dev nettle-dev systemd"
+libhwloc-dev libjson-c-dev libedit-dev liburing-dev nettle-dev systemd"
 packages_check="clang clang-format libclang-rt-14-dev llvm g++ libcmocka-dev python3 python3-msgpack
 python3-dbus python3-dbusmock python3-gi dbus-daemon dbus-user-session polkitd libxml2-utils debootstrap
 binutils procps gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user valgrind zsh fish abigail-tools

@@ -27,6 +27,7 @@ struct engine_options {
     enum quant_fmt kv_fmt; /* QUANT_F16, QUANT_F32 or QUANT_Q8_0 */
     bool exact;
     bool no_pack;          /* weights stay as in the file */
+    uint64_t expert_bytes; /* as in struct model_options; with in_memory all are in memory */
     const char *cache_dir; /* packed weights are kept there for a later start, see
                               model/image.h; NULL: nowhere */
     bool in_memory;        /* or in a sealed memory file: engine_weights() */

@@ -417,6 +417,7 @@ int engine_new(struct engine **ret_engine, const struct engine_options *opt, str
         .kv_fmt = opt->kv_fmt,
         .exact = opt->exact,
         .no_pack = opt->no_pack,
+        .expert_bytes = opt->expert_bytes,
         .cache_dir = e->cache_dir,
         .memory = opt->in_memory ? &e->memory : NULL,
     };

@@ -246,10 +246,45 @@ static int map_weights(struct gemma4 *g, const struct model_options *opt, struct
     return 0;
 }
 
+/* Shall experts stay on disk? */
+static bool wants_store(const struct gemma4 *g, const struct model_options *opt) {
+    const struct weights *w = &g->model.weights;
+    uint64_t room = quota_memory("");
+
+    if (opt->exact || opt->no_pack || w->expert_size == 0 || opt->expert_bytes == MODEL_EXPERTS_ALL)
+        return false;
+    if (opt->expert_bytes == MODEL_EXPERTS_AUTO)
+        return opt->cache_dir && (room < opt->reserve || w->size > room - opt->reserve);
+    return opt->expert_bytes < w->expert_size;
+}
+
+/* Plan again, with experts on disk, where they go, and else as if they were not to.
+ * Return: 0, MODEL_BAD, or -errno. */
+static int map_store(struct binder *b, const struct model_options *opt, bool *ret_mapped) {
+    struct weights *w = &b->g->model.weights;
+    struct why why = { 0 };
+    int r;
+
+    weights_forget(w, true);
+    bind(b);
+    r = b->r ? b->r : weights_map_store(w, opt->cache_dir, &why);
+    *ret_mapped = r == 0;
+    if (r < 0)
+        return why_set(b->why, err_up(r), "no memory for weights");
+    if (r != WEIGHTS_NO_STORE)
+        return r;
+    if (opt->expert_bytes != MODEL_EXPERTS_AUTO)
+        return why_set(b->why, MODEL_BAD, "experts cannot be on disk: %s", why.text);
+    log_debug("model", "experts cannot be on disk: %s", why.text);
+    bind(b);
+    return b->r;
+}
+
 int gemma4_bind(struct gemma4 *g, const struct gguf *gguf, const struct model_options *opt,
                 struct why *why) {
     struct arena measure;
     struct binder b = { .g = g, .gguf = gguf, .arena = &measure, .why = why, .n_in_one = 1 };
+    bool stored = false;
     int r;
 
     r = weights_init(&g->model.weights, gguf, g->model.plan);
@@ -262,7 +297,10 @@ int gemma4_bind(struct gemma4 *g, const struct gguf *gguf, const struct model_op
         return b.r;
     if (measure.failed)
         return why_set(why, err_new(-ENOMEM), "the weights' sizes overflow memory");
-    r = map_weights(g, opt, why);
+    if (wants_store(g, opt))
+        r = map_store(&b, opt, &stored);
+    if (r == 0 && !stored)
+        r = map_weights(g, opt, why);
     if (r != 0)
         return err_up(r);
     b.pack = false;

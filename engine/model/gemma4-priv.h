@@ -8,6 +8,7 @@
  *   gemma4-bind.c  weights by name
  *   gemma4-step.c  the forward pass
  *   gemma4-attn.c  its attention
+ *   gemma4-experts.c  its experts, in memory or from a store
  *
  * Owner:   the engine thread; items of a phase run on the pool's workers.
  */
@@ -18,6 +19,7 @@
 #include "engine/model/ops.h"
 #include "engine/moe/group.h"
 #include "engine/moe/heat.h"
+#include "engine/moe/store.h"
 
 struct gemma4_layer {
     const struct gemma4_layer_conf *conf;
@@ -89,6 +91,11 @@ struct gemma4 {
     struct ops_act slot_in, slot; /* rows of d and of n_ff_exp, by slot */
     struct group group;
     struct heat heat;
+    struct store *store;     /* of experts that are on disk; NULL: all are in memory. Then: */
+    struct store_here *here; /* [n_expert] */
+    float *slot_out;         /* [n_batch * n_expert_used][d] what experts give */
+    uint32_t *row_slot;      /* [n_batch][n_expert_used], in the order of experts */
+    uint32_t *n_listed;      /* [n_batch] */
     struct ops_task *task;
     float *logits; /* [n_out][n_vocab] */
 };
@@ -107,7 +114,23 @@ static inline bool gemma4_keys_follow(const struct gemma4 *g, const struct gemma
  * g->attn, complete in all forms. */
 void gemma4_attn(struct gemma4 *g);
 
-/* Return: 0 or MODEL_STOPPED. */
+enum {
+    GEMMA4_MARGIN = 64 << 20, /* bytes of memory left beside a store whose size is chosen ... */
+    GEMMA4_MARGIN_SHARE = 20, /* ... and this part of what there is */
+};
+/* Weights are loaded: open the store, if experts are on disk. Return: 0 or -errno. */
+int gemma4_open_store(struct gemma4 *g, struct why *why);
+/* g->group is that of layer g->l: what it needs is read from now on. */
+void gemma4_experts_begin(struct gemma4 *g);
+/* The task that gathers their inputs. */
+struct ops_task gemma4_experts_gather(struct gemma4 *g);
+/* Run the first @n_task tasks of g->task and all experts of the layer. @gathered: one of those
+ * Return: 0, MODEL_STOPPED, or -errno: one could not be read. */
+int gemma4_experts(struct gemma4 *g, struct ops_task *gathered, uint32_t n_task);
+/* From a store: g->moe's row @r. In memory it is there already. */
+void gemma4_experts_sum(const struct gemma4 *g, uint32_t r);
+
+/* Return: 0, MODEL_STOPPED, or -errno. */
 int gemma4_step(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
                 const atomic_bool *stop, const float **ret_logits);
 int gemma4_run_layer(struct model *m, struct kvcache *kv, uint32_t layer,

@@ -98,6 +98,8 @@ static void join(const struct gemma4 *g, uint32_t r) {
     if (g->conf.n_expert > 0) {
         float *moe = g->moe + (size_t)r * d;
 
+        if (g->store)
+            gemma4_experts_sum(g, r);
         k->rmsnorm(y, l->dense_post_norm, eps, y, d);
         k->rmsnorm(moe, l->moe_post_norm, eps, moe, d);
         add(y, moe, d);
@@ -149,25 +151,6 @@ static void route(void *arg, uint32_t r, uint32_t worker) {
                g->exp_weight + (size_t)r * k);
 }
 
-/* The rows of the i-th expert in use, one after the other; those that lie so already stay. */
-static void expert_gather(void *arg, uint32_t i, uint32_t worker) {
-    const struct gemma4 *g = arg;
-    const struct group_expert *e = &g->group.expert[i];
-
-    if (group_together(&g->group, e))
-        return;
-    for (uint32_t slot = e->first; slot < e->first + e->n; slot++)
-        ops_act_copy(&g->slot_in, slot, &g->moe_in, g->group.row[slot]);
-}
-
-static void expert_mid(void *arg, uint32_t i, uint32_t worker) {
-    const struct gemma4 *g = arg;
-    const struct group_expert *e = &g->group.expert[i];
-
-    for (uint32_t slot = e->first; slot < e->first + e->n; slot++)
-        ops_act_done(&g->ops, &g->slot, slot);
-}
-
 /* Every phase begins with what its rows still need: an item waits only for the part it reads. */
 static struct ops_task rows(struct gemma4 *g, ops_item_fn *fn, size_t cost) {
     return (struct ops_task){ .fn = fn, .arg = g, .n_item = g->n_row, .cost = cost };
@@ -203,37 +186,6 @@ static void attention(struct gemma4 *g) {
     ops_run(&g->ops, t, 1);
 }
 
-/* A product a distinct expert of gate and up, then one of down; each row's sum over its experts is
- * in the order of their numbers, whatever else is in the step. @gathered: their inputs are there */
-static uint32_t expert_tasks(struct gemma4 *g, struct ops_task *gathered, struct ops_task *t) {
-    const struct gemma4_layer *l = g->l;
-    const struct group *group = &g->group;
-    uint32_t n = group->n_expert;
-
-    for (uint32_t i = 0; i < n; i++) {
-        const struct group_expert *e = &group->expert[i];
-        struct ops_mat gate = ops_mat_next(&l->exp_gate, e->id, l->exp_gate_size, l->exp_gated_n);
-        struct ops_mat up = ops_mat_next(&l->exp_up, e->id, l->exp_up_size, l->exp_gated_n);
-        struct ops_mat down = ops_mat_next(&l->exp_down, e->id, l->exp_down_size, 1);
-
-        t[i] = product_glu(&gate, &up,
-                           group_together(group, e)
-                               ? ops_act_rows(&g->moe_in, group->row[e->first], e->n)
-                               : ops_act_rows(&g->slot_in, e->first, e->n),
-                           &g->slot, e->first);
-        t[i].need = gathered;
-        t[i].done = expert_mid;
-        t[i].done_arg = g;
-        t[i].done_item = i;
-        t[n + i] = product(&down, ops_act_rows(&g->slot, e->first, e->n), g->moe, g->conf.n_embd);
-        t[n + i].row = group->row + e->first;
-        t[n + i].weight = group->weight + e->first;
-        t[n + i].n_y = g->n_row;
-        t[n + i].need = &t[i];
-    }
-    return 2 * n;
-}
-
 /* Gate and up of the dense branch, and the router, which reads the stream in a form of its own. */
 static void feed_forward_up(struct gemma4 *g) {
     const struct gemma4_layer *l = g->l;
@@ -256,33 +208,42 @@ static void feed_forward_up(struct gemma4 *g) {
     trace(g, "attn", g->x, d);
 }
 
-static void feed_forward(struct gemma4 *g) {
+/* The experts each row goes to, and the rows of each expert. */
+static void route_rows(struct gemma4 *g) {
+    const struct gemma4_conf *c = &g->conf;
+
+    ops_each(&g->ops, g->n_row, c->n_expert * sizeof(float) * 4, route, g);
+    trace_route(g);
+    group_rows(&g->group, g->exp_id, g->exp_weight, g->n_row);
+    heat_add(&g->heat, g->i_layer, &g->group);
+    g->model.n_expert_read += g->group.n_expert;
+    gemma4_experts_begin(g);
+}
+
+/* Return: 0, MODEL_STOPPED, or -errno. */
+static int feed_forward(struct gemma4 *g) {
     const struct gemma4_layer *l = g->l;
     const struct gemma4_conf *c = &g->conf;
-    uint32_t n = g->n_row, d = c->n_embd, n_task = 0;
+    uint32_t n = g->n_row, n_task = 0;
     struct ops_task *t = g->task, *mid = t, *gathered = NULL;
+    int r = 0;
 
     feed_forward_up(g);
     enter(g, GEMMA4_DENSE_DOWN);
     t[n_task++] = rows(g, dense_mid, l->conf->n_ff * sizeof(float));
     if (c->n_expert > 0) {
-        ops_each(&g->ops, n, c->n_expert * sizeof(float) * 4, route, g);
-        trace_route(g);
-        group_rows(&g->group, g->exp_id, g->exp_weight, n);
-        heat_add(&g->heat, g->i_layer, &g->group);
-        g->model.n_expert_read += g->group.n_expert;
-        ops_act_shape(&g->slot_in, d, l->form_moe);
-        ops_act_shape(&g->slot, c->n_ff_exp, OPS_F32 | l->form_exp_down);
+        route_rows(g);
         gathered = &t[n_task++];
-        *gathered = rows(g, expert_gather, d * 2 * n * c->n_expert_used / g->group.n_expert);
-        gathered->n_item = g->group.n_expert;
+        *gathered = gemma4_experts_gather(g);
     }
-    t[n_task] = product(&l->down, ops_act_rows(&g->dense, 0, n), g->y, d);
+    t[n_task] = product(&l->down, ops_act_rows(&g->dense, 0, n), g->y, c->n_embd);
     t[n_task++].need = mid;
     if (c->n_expert > 0)
-        n_task += expert_tasks(g, gathered, &t[n_task]);
-    ops_run(&g->ops, t, n_task);
+        r = gemma4_experts(g, gathered, n_task);
+    else
+        ops_run(&g->ops, t, n_task);
     g->open = l;
+    return r;
 }
 
 static void head_in(void *arg, uint32_t i, uint32_t worker) {
@@ -327,6 +288,8 @@ static void begin(struct gemma4 *g, struct kvcache *kv, const struct model_row *
 /* Layer @i, attention and feed-forward, on the residual stream. Its branches join the stream when
  * the next layer begins, or, when somebody looks at the stream, at once. */
 static int run_layer(struct gemma4 *g, uint32_t i, bool whole) {
+    int r;
+
     g->i_layer = i;
     g->l = &g->layer[i];
     atomic_fetch_add_explicit(&g->model.n_beat, 1, memory_order_relaxed);
@@ -335,7 +298,9 @@ static int run_layer(struct gemma4 *g, uint32_t i, bool whole) {
     attention(g);
     if (ops_stopped(&g->ops))
         return MODEL_STOPPED;
-    feed_forward(g);
+    r = feed_forward(g);
+    if (r != 0)
+        return err_up(r);
     if (whole) {
         ops_each(&g->ops, g->n_row, g->conf.n_embd * sizeof(float) * 12, layer_out, g);
         g->open = NULL;
@@ -354,7 +319,7 @@ static int run(struct gemma4 *g, const float **ret_logits) {
     for (uint32_t i = 0; i < g->conf.n_layer; i++) {
         r = run_layer(g, i, g->model.trace);
         if (r != 0)
-            return r;
+            return err_up(r);
     }
     head(g);
     if (ops_stopped(&g->ops))
@@ -368,6 +333,9 @@ int gemma4_step(struct model *m, struct kvcache *kv, const struct model_row *row
     struct gemma4 *g = (struct gemma4 *)m;
     int r;
 
+    r = g->store ? store_step(g->store, n_row) : 0;
+    if (r < 0)
+        return err_up(r);
     begin(g, kv, row, n_row, stop);
     r = run(g, ret_logits);
     ops_enter(&g->ops, &g->ops.outside);
@@ -379,8 +347,10 @@ int gemma4_run_layer(struct model *m, struct kvcache *kv, uint32_t layer,
                      const struct model_row *row, uint32_t n_row, float *x) {
     struct gemma4 *g = (struct gemma4 *)m;
     size_t size = (size_t)n_row * g->conf.n_embd * sizeof *x;
-    int r;
+    int r = g->store ? store_step(g->store, n_row) : 0;
 
+    if (r < 0)
+        return err_up(r);
     begin(g, kv, row, n_row, NULL);
     memcpy(g->x, x, size);
     r = run_layer(g, layer, true);

@@ -70,6 +70,12 @@ static void lay_out(struct gemma4 *g, const struct model_options *opt, struct ar
         group_init(&g->group, c->n_expert, n, k, a);
         heat_init(&g->heat, c->n_layer, c->n_expert, k, a);
     }
+    if (g->model.weights.store) {
+        g->here = arena_alloc(a, c->n_expert, sizeof *g->here);
+        g->slot_out = arena_alloc(a, (size_t)n * k, d * sizeof *g->slot_out);
+        g->row_slot = arena_alloc(a, n, k * sizeof *g->row_slot);
+        g->n_listed = arena_alloc(a, n, sizeof *g->n_listed);
+    }
     g->out_row = arena_alloc(a, opt->n_out, sizeof *g->out_row);
     g->logits = arena_alloc(a, opt->n_out, c->n_vocab * sizeof *g->logits);
     g->task = arena_alloc(a, 2 * c->n_expert + 5, sizeof *g->task);
@@ -142,10 +148,19 @@ static uint64_t token_bytes(const struct gemma4 *g) {
     return n + sizeof(float) * c->n_embd;
 }
 
+static int gemma4_loaded(struct model *m, struct why *why) {
+    return err_up(gemma4_open_store((struct gemma4 *)m, why));
+}
+
+static const struct store *gemma4_store(const struct model *m) {
+    return ((const struct gemma4 *)m)->store;
+}
+
 static struct model *gemma4_free(struct model *m) {
     struct gemma4 *g = (struct gemma4 *)m;
 
     if (g) {
+        store_free(g->store);
         arena_deinit(&g->memory);
         arena_deinit(&g->weights);
         weights_deinit(&g->model.weights);
@@ -260,4 +275,6 @@ const struct model_arch gemma4_arch = {
     .step = gemma4_step,
     .layer = gemma4_run_layer,
     .cool = gemma4_cool,
+    .loaded = gemma4_loaded,
+    .store = gemma4_store,
 };

@@ -16,6 +16,9 @@ struct image {
     uint64_t *slab;          /* sums, in head */
     size_t head_size;
     char name[32]; /* in the directory */
+    int new_fd;    /* of a file that is being made by image_make(); else -1 */
 };
 
+/* Close and remove the file that is being made, if there is one. */
+void image_unmake(struct image *img);
 uint64_t image_head_sum(const struct image_head *head, size_t n);

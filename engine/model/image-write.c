@@ -22,7 +22,10 @@
 
 #define RESERVE_MAX (16ull << 30) /* bytes left free at most */
 
-enum { RESERVE_SHARE = 10 /* of the file system, a tenth, is left free */ };
+enum {
+    RESERVE_SHARE = 10, /* of the file system, a tenth, is left free */
+    NAME_MAX_NEW = 40,
+};
 
 /* ---- images nobody will open again ---- */
 
@@ -175,6 +178,15 @@ static int write_file(struct image *img, int fd, uint8_t *data, image_slab_fn *b
     return r == 0 ? 0 : why_set(why, err_up(r), "%s: %s", img->name, strerror(-r));
 }
 
+/* Give the file its name, and open it. */
+static int publish(struct image *img, const char *name, struct why *why) {
+    if (renameat(img->dir_fd, name, img->dir_fd, img->name) < 0)
+        return why_set(why, err_new(-errno), "%s: %m", img->name);
+    (void)fsync(img->dir_fd);
+    img->fd = openat(img->dir_fd, img->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    return 0;
+}
+
 int image_write(struct image *img, uint8_t *data, image_slab_fn *before, void *arg,
                 const atomic_bool *stop, struct why *why) {
     AUTO(close) int fd = -1;
@@ -188,13 +200,74 @@ int image_write(struct image *img, uint8_t *data, image_slab_fn *before, void *a
         return r < 0 ? why_set(why, err_up(r), "%s: %s", name, strerror(-r)) : r;
 
     r = write_file(img, fd, data, before, arg, stop, why);
-    if (r == 0 && renameat(img->dir_fd, name, img->dir_fd, img->name) < 0)
-        r = why_set(why, err_new(-errno), "%s: %m", img->name);
     if (r == 0)
-        (void)fsync(img->dir_fd);
-    else
+        r = publish(img, name, why);
+    if (r != 0)
         (void)unlinkat(img->dir_fd, name, 0);
-    if (r == 0)
-        img->fd = openat(img->dir_fd, img->name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
     return err_up(r);
+}
+
+/* ---- a file that is filled in its place ---- */
+
+static void name_new(const struct image *img, char name[NAME_MAX_NEW]) {
+    (void)snprintf(name, NAME_MAX_NEW, "%s.new", img->name);
+}
+
+/* All of it is taken at once: a page that finds no room later could not be reported. */
+int image_make(struct image *img, uint8_t *data, struct why *why) {
+    char name[NAME_MAX_NEW];
+    uint64_t size = img->head->data_at + img->head->data_size;
+    int r;
+
+    remove_orphans(img->dir_fd);
+    name_new(img, name);
+    r = open_new(img, name, &img->new_fd);
+    if (r != 0)
+        return r < 0 ? why_set(why, err_up(r), "%s: %s", name, strerror(-r))
+                     : why_set(why, r, "%s: another process is making it", name);
+    r = check_room(img, img->new_fd, why);
+    if (r == 0 && fallocate(img->new_fd, 0, 0, (off_t)size) < 0 &&
+        (errno != EOPNOTSUPP || ftruncate(img->new_fd, (off_t)size) < 0))
+        r = why_set(why, err_new(-errno), "%s: %m", name);
+    if (r == 0)
+        r = mem_put_shared(data, img->head->data_size, img->new_fd, img->head->data_at);
+    if (r != 0)
+        image_unmake(img);
+    return err_up(r);
+}
+
+int image_made(struct image *img, const uint8_t *data, const atomic_bool *stop, struct why *why) {
+    char name[NAME_MAX_NEW];
+    int r = 0;
+
+    name_new(img, name);
+    for (uint64_t i = 0, at = 0; at < img->head->data_size; i++, at += IMAGE_SLAB) {
+        uint64_t left = img->head->data_size - at;
+
+        if (stop && atomic_load_explicit(stop, memory_order_relaxed))
+            return IMAGE_LEFT;
+        img->slab[i] = sum_bytes(0, data + at, left < IMAGE_SLAB ? (size_t)left : IMAGE_SLAB);
+    }
+    if (fsync(img->new_fd) < 0)
+        r = err_new(-errno);
+    if (r == 0)
+        r = write_head(img, img->new_fd);
+    if (r < 0)
+        return why_set(why, err_up(r), "%s: %s", name, strerror(-r));
+    r = publish(img, name, why);
+    if (r < 0)
+        return err_up(r);
+    (void)posix_fadvise(img->new_fd, 0, 0, POSIX_FADV_DONTNEED);
+    (void)close(take_fd(&img->new_fd));
+    return 0;
+}
+
+void image_unmake(struct image *img) {
+    char name[NAME_MAX_NEW];
+
+    if (img->new_fd < 0)
+        return;
+    name_new(img, name);
+    (void)close(take_fd(&img->new_fd));
+    (void)unlinkat(img->dir_fd, name, 0);
 }

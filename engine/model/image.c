@@ -79,6 +79,7 @@ int image_source(const struct gguf *g, uint64_t *ret_source) {
 struct image *image_free(struct image *img) {
     if (!img)
         return NULL;
+    image_unmake(img);
     if (img->fd >= 0)
         (void)close(img->fd);
     if (img->dir_fd >= 0)
@@ -109,7 +110,7 @@ int image_new(struct image **ret_image, const char *dir, const struct gguf *g,
 
     if (!img)
         return err_new(-ENOMEM);
-    img->fd = img->dir_fd = -1;
+    img->fd = img->dir_fd = img->new_fd = -1;
     if (dir && (img->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0)
         return IMAGE_NONE;
 
@@ -242,6 +243,13 @@ int image_open(struct image *img, struct why *why) {
 int image_fd(const struct image *img, uint64_t *ret_data_at) {
     *ret_data_at = img->head->data_at;
     return img->fd;
+}
+
+int image_open_direct(const struct image *img) {
+    char path[32];
+
+    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", img->fd);
+    return open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
 }
 
 bool image_slab_ok(const struct image *img, uint64_t i, const void *data, size_t n) {

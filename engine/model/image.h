@@ -107,6 +107,8 @@ int image_fd(const struct image *img, uint64_t *ret_data_at);
 bool image_slab_ok(const struct image *img, uint64_t i, const void *data, size_t n);
 /* Close it and remove it from the directory. */
 void image_drop(struct image *img);
+/* Reads of its weights around the page cache: a file descriptor of its own, or -1. */
+int image_open_direct(const struct image *img);
 
 /* Called before slab [@at, ...) of the weights is written. */
 typedef void image_slab_fn(void *arg, uint64_t at);
@@ -137,3 +139,11 @@ int image_seal(struct image *img, void *data);
  */
 int image_write(struct image *img, uint8_t *data, image_slab_fn *before, void *arg,
                 const atomic_bool *stop, struct why *why);
+
+/* ---- an image that is made before its weights are in memory, since they do not fit ----
+ *
+ * image_make() puts a new file in the place of @data, to be filled; image_made() writes its head
+ * and opens it: then @data is to be mapped anew. In between, image_free() removes it.
+ * Return: as image_write(). */
+int image_make(struct image *img, uint8_t *data, struct why *why);
+int image_made(struct image *img, const uint8_t *data, const atomic_bool *stop, struct why *why);

@@ -13,6 +13,8 @@ struct model {
     struct model_info info;
     const struct kv_layer_shape *kv_layer; /* [info.n_layer] */
     uint32_t n_batch, n_out;
+    uint64_t expert_bytes, reserve; /* as in struct model_options */
+    bool no_uring;
     struct plan *plan;
     struct weights weights;
     struct pool *pool;
@@ -33,12 +35,15 @@ struct model_arch {
                struct pool *pool, const struct model_options *opt, struct why *why);
     struct model *(*free)(struct model *m);
 
-    /* Return: 0 or MODEL_STOPPED. */
+    /* Return: 0, MODEL_STOPPED, or -errno. */
     int (*step)(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
                 const atomic_bool *stop, const float **ret_logits);
     int (*layer)(struct model *m, struct kvcache *kv, uint32_t layer, const struct model_row *row,
                  uint32_t n_row, float *x);
     void (*cool)(struct model *m);
+    /* Weights are there. Return: 0 or -errno. */
+    int (*loaded)(struct model *m, struct why *why);
+    const struct store *(*store)(const struct model *m); /* NULL: there is none */
 };
 
 extern const struct model_arch gemma4_arch;

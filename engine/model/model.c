@@ -83,6 +83,9 @@ int model_new(struct model **ret_model, const struct gguf *g, const struct kern 
     m->n_batch = opt->n_batch;
     m->n_out = opt->n_out;
     m->pool = pool;
+    m->expert_bytes = opt->expert_bytes;
+    m->reserve = opt->reserve;
+    m->no_uring = opt->no_uring;
     snprintf(m->info.arch, sizeof m->info.arch, "%s", arch->name);
     describe(&m->info, g);
     describe_packing(&m->info, g, &m->weights);
@@ -101,6 +104,8 @@ int model_load(struct model *m, const struct weights_load *load, struct why *why
     m->info.from_memory = m->weights.mapped && m->weights.memory;
     if (r == 0)
         weights_keep(&m->weights, m->pool);
+    if (r == 0)
+        r = m->arch->loaded(m, why);
     return r == WEIGHTS_STOPPED ? MODEL_STOPPED : err_up(r);
 }
 
@@ -174,6 +179,20 @@ int model_layer(struct model *m, struct kvcache *kv, uint32_t layer, const struc
     assert(layer < m->info.n_layer && n_row > 0 && n_row <= m->n_batch);
 
     return m->arch->layer(m, kv, layer, row, n_row, x);
+}
+
+const char *model_why(const struct model *m) {
+    const struct store *s = m->arch->store(m);
+
+    return s ? store_why(s) : "a step of the model failed";
+}
+
+bool model_store(const struct model *m, struct store_stats *ret) {
+    const struct store *s = m->arch->store(m);
+
+    if (s)
+        store_stats(s, ret);
+    return s;
 }
 
 void model_stats(const struct model *m, struct model_stats *ret) {

@@ -23,6 +23,7 @@
 #include "engine/kv/kvcache.h"
 #include "engine/model/ops.h"
 #include "engine/model/weights.h"
+#include "engine/moe/store.h"
 
 struct model;
 
@@ -33,6 +34,9 @@ enum {
     MODEL_STOPPED, /* model_step() saw *stop; nothing of the step counts */
 };
 
+#define MODEL_EXPERTS_ALL  UINT64_C(0)
+#define MODEL_EXPERTS_AUTO UINT64_MAX
+
 struct model_options {
     uint32_t n_ctx;        /* context to serve, 0: the trained one */
     uint32_t n_batch;      /* rows of a step at most */
@@ -41,6 +45,10 @@ struct model_options {
     bool no_pack;          /* weights stay as in the file */
     const char *cache_dir; /* packed weights are kept there as an image, see image.h; NULL: not */
     struct weights_memory *memory; /* or there; NULL: not. It outlives the model. */
+    uint64_t expert_bytes; /* of memory for experts at most: those without room are on disk, in the
+                              image. MODEL_EXPERTS_ALL, MODEL_EXPERTS_AUTO: what is free, should
+                              that be less than all, and with room for an image */
+    bool no_uring;         /* they are read by threads in any case */
     uint64_t reserve; /* bytes of memory the caller will use besides: when packed weights and this
                          are more than is free, weights stay as in the file */
 };
@@ -123,14 +131,20 @@ struct model_row {
  * @ret_logits: f32 [n rows with .out][n_vocab], borrowed until the next step
  *
  * A row's logits depend on its sequence alone, not on what else is in the step.
- * Return: 0 or MODEL_STOPPED; then the caller truncates the sequences back.
+ * Return: 0; MODEL_STOPPED, or -errno: then the caller truncates the sequences back. model_why()
+ * says what failed, and the next step may be good again.
  */
 int model_step(struct model *m, struct kvcache *kv, const struct model_row *row, uint32_t n_row,
                const atomic_bool *stop, const float **ret_logits);
 
+const char *model_why(const struct model *m);
+
+/* How experts on disk fare. Any thread. Return: are there some? */
+bool model_store(const struct model *m, struct store_stats *ret);
+
 /* One layer alone, for checks that feed every layer the same input.
  * @x:          f32 [n_row][n_embd], the residual stream; the layer's output when it returns
- * Return: 0. K and V of the rows are appended to @kv as model_step() would. */
+ * Return: 0 or -errno. K and V of the rows are appended to @kv as model_step() would. */
 int model_layer(struct model *m, struct kvcache *kv, uint32_t layer, const struct model_row *row,
                 uint32_t n_row, float *x);
 

@@ -49,6 +49,7 @@ struct loader {
     const struct weights_load *load;
     struct piece *piece;   /* [n_piece] */
     struct source *source; /* [n_part] */
+    int direct;            /* the image's file around the page cache; -1: not, or no store */
     uint32_t n_piece, n_item;
     uint8_t *bounce; /* [workers and helpers][bounce_size] */
     size_t bounce_size, bounce_total;
@@ -165,12 +166,38 @@ static int load_slab(struct loader *l, const struct piece *p, size_t at, size_t 
     return 0;
 }
 
+/* Beside a store of experts, all other weights are read into memory of our own: no page of them may
+ * be dropped to read an expert. The last slab has some experts, too, which go again. */
+static int read_image(struct loader *l, size_t at) {
+    struct weights *w = l->w;
+    uint64_t data_at;
+    int fd = image_fd(w->image, &data_at);
+    size_t left = w->size - at, n = left < IMAGE_SLAB ? left : IMAGE_SLAB;
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), end = (w->store_at + page - 1) & ~(page - 1);
+    uint8_t *to = w->base + at;
+    bool direct = l->direct >= 0 && pread(l->direct, to, n, (off_t)(data_at + at)) == (ssize_t)n;
+    int r = direct ? 0 : read_cached(fd, to, n, data_at + at);
+
+    if (r < 0)
+        return err_up(r);
+    if (!direct)
+        (void)posix_fadvise(fd, (off_t)(data_at + at), (off_t)n, POSIX_FADV_DONTNEED);
+    if (!image_slab_ok(w->image, at / IMAGE_SLAB, to, n))
+        atomic_store(&l->damaged, true);
+    if (at + n > end)
+        return err_up(mem_put_fresh(w->base + end, at + n - end));
+    return 0;
+}
+
 /* Mapped in by all threads, in large steps, and not page by page as the model's first step meets
  * them. What comes from the disk is checked. What is in the page cache was, when it came from there
  * or was written, and the image has not been written to since: checking it would take longer than
  * all else. */
 static int load_image(struct loader *l, const struct piece *p, size_t at, size_t n) {
     uint64_t data_at;
+
+    if (l->w->store)
+        return err_up(read_image(l, at));
     int fd = image_fd(l->w->image, &data_at);
     bool good = l->w->memory || is_cached(fd, n, data_at + at);
     const uint8_t *to = l->w->base + at;
@@ -276,7 +303,8 @@ static int plan_items(struct loader *l) {
     if (!l->piece)
         return err_new(-ENOMEM);
     if (l->w->mapped)
-        r = add_piece(l, &(struct piece){ .size = l->w->size, .step = IMAGE_SLAB });
+        r = add_piece(l, &(struct piece){ .size = l->w->store ? l->w->store_at : l->w->size,
+                                          .step = IMAGE_SLAB });
     for (uint32_t i = 0; i < gguf_n_tensor(g) && r == 0; i++)
         if (gguf_tensor_at(g, i)->size && !(l->w->mapped && l->w->place[i].pack))
             r = add_tensor(l, i);
@@ -414,12 +442,60 @@ static void touch_pages(void *arg, uint32_t worker, uint32_t n_worker) {
 static int load_once(struct weights *w, struct pool *pool, const struct weights_load *load,
                      bool *ret_damaged, struct why *why) {
     uint64_t memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
-    struct loader l = { .w = w, .load = load, .drop = w->size > memory / 2 };
-    int r = load_all(&l, pool, why);
+    struct loader l = { .w = w, .load = load, .drop = w->store || w->size > memory / 2 };
+    int r;
 
+    l.direct = w->store && w->mapped ? image_open_direct(w->image) : -1;
+    r = load_all(&l, pool, why);
     *ret_damaged = atomic_load(&l.damaged);
+    if (l.direct >= 0)
+        (void)close(l.direct);
     loader_deinit(&l);
     return r;
+}
+
+/* Fresh memory for all weights again. */
+static int begin_again(struct weights *w, struct pool *pool, struct why *why) {
+    int r = mem_put_fresh(w->base, w->size);
+
+    if (r < 0)
+        return why_set(why, err_up(r), "no memory for weights");
+    weights_bind(w);
+    if (w->unbound)
+        pool_run(pool, touch_pages, w);
+    return 0;
+}
+
+/* Pack everything into the image, where it is not there yet. */
+static int make_store(struct weights *w, struct pool *pool, const struct weights_load *load,
+                      struct why *why) {
+    bool damaged;
+    int r = load_once(w, pool, load, &damaged, why);
+
+    if (r == 0)
+        r = image_made(w->image, w->base, load->stop, why);
+    if (r == IMAGE_LEFT)
+        return WEIGHTS_STOPPED;
+    if (r != 0)
+        return err_up(r);
+    w->mapped = true;
+    return err_up(begin_again(w, pool, why));
+}
+
+/* Then, or at once, read from there what stays in memory. */
+static int load_store(struct weights *w, struct pool *pool, const struct weights_load *load,
+                      struct why *why) {
+    bool damaged;
+    int r = w->mapped ? 0 : make_store(w, pool, load, why);
+
+    if (r == 0)
+        r = load_once(w, pool, load, &damaged, why);
+    if (r != 0 || !damaged)
+        return r;
+    log_debug("image", "damaged, removed");
+    image_drop(w->image);
+    return why_set(why, err_new(-EIO),
+                   "the image of packed weights was damaged and is removed; load again");
 }
 
 int weights_load(struct weights *w, struct pool *pool, const struct weights_load *load,
@@ -427,6 +503,8 @@ int weights_load(struct weights *w, struct pool *pool, const struct weights_load
     bool damaged;
     int r;
 
+    if (w->store)
+        return load_store(w, pool, load, why);
     if (w->unbound)
         pool_run(pool, touch_pages, w);
     r = load_once(w, pool, load, &damaged, why);
@@ -437,12 +515,9 @@ int weights_load(struct weights *w, struct pool *pool, const struct weights_load
     if (w->large)
         return why_set(why, err_new(-EIO),
                        "the image of packed weights was damaged and is removed; load again");
-    r = mem_put_fresh(w->base, w->size);
-    if (r < 0)
-        return why_set(why, err_up(r), "no memory for weights");
     w->mapped = false;
-    weights_bind(w);
-    if (w->unbound)
-        pool_run(pool, touch_pages, w);
+    r = begin_again(w, pool, why);
+    if (r < 0)
+        return err_up(r);
     return load_once(w, pool, load, &damaged, why);
 }

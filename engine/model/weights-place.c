@@ -30,7 +30,8 @@ int weights_plan(struct weights *w, const struct tensor *t, const struct weights
     struct weights_place *p = place_of(w, t);
 
     if (!pack->n_row || cut->n_out % pack->n_row)
-        pack = w->plan->n_shard > 1 ? &plain : NULL;
+        pack = w->plan->n_shard > 1 || (w->store && cut->n_expert > 0) ? &plain : NULL;
+    w->expert_size += cut->n_expert > 0 ? t->size : 0;
     if (p->pack || !pack)
         return 0;
     assert(cut->unit % pack->n_row == 0);
@@ -38,6 +39,15 @@ int weights_plan(struct weights *w, const struct tensor *t, const struct weights
         return err_new(-ENOMEM);
     *p = (struct weights_place){ .pack = pack, .cut = *cut };
     return 0;
+}
+
+void weights_forget(struct weights *w, bool store) {
+    memset(w->place, 0, gguf_n_tensor(w->gguf) * sizeof *w->place);
+    memset(w->shard, 0, w->plan->n_shard * sizeof *w->shard);
+    free(w->part);
+    w->part = NULL;
+    w->size = w->expert_size = 0;
+    w->store = store;
 }
 
 static uint32_t n_matrix(const struct weights_place *p, const struct tensor *t) {
@@ -75,6 +85,14 @@ static void align(struct layout *l, size_t to) {
     l->at = (l->at + to - 1) & ~(to - 1);
 }
 
+/* The first row of a shard. On disk, experts are not cut: all rows are the first one's. */
+static uint32_t row_of(const struct layout *l, const struct weights_cut *c, uint32_t turn,
+                       uint32_t shard) {
+    if (l->w->store && c->n_expert > 0)
+        return shard > 0 ? c->n_out : 0;
+    return plan_cut(l->w->plan, c->n_out, c->unit, turn, shard);
+}
+
 /* Matrices @begin to @end - 1 of a tensor. */
 static void lay_out_matrices(struct layout *l, uint32_t tensor, uint32_t begin, uint32_t end) {
     const struct plan *plan = l->w->plan;
@@ -91,8 +109,8 @@ static void lay_out_matrices(struct layout *l, uint32_t tensor, uint32_t begin, 
         uint32_t turn = c->turn + m / c->alike;
 
         part->data = l->base ? l->base + l->at : NULL;
-        part->end = plan_cut(plan, c->n_out, c->unit, turn, l->shard + 1);
-        l->at += (part->end - plan_cut(plan, c->n_out, c->unit, turn, l->shard)) * stride;
+        part->end = row_of(l, c, turn, l->shard + 1);
+        l->at += (part->end - row_of(l, c, turn, l->shard)) * stride;
     }
 }
 
@@ -134,6 +152,12 @@ static bool is_first(const struct weights *w, uint32_t tensor) {
     return p->pack && p->cut.n_expert > 0;
 }
 
+static void lay_out_all_records(struct layout *l) {
+    for (uint32_t i = 0; i < gguf_n_tensor(l->w->gguf); i++)
+        if (is_first(l->w, i))
+            lay_out_records(l, i);
+}
+
 int weights_lay_out(struct weights *w, uint8_t *base) {
     uint32_t n = gguf_n_tensor(w->gguf);
     struct layout l = { .w = w, .base = base };
@@ -148,11 +172,13 @@ int weights_lay_out(struct weights *w, uint8_t *base) {
         for (uint32_t i = 0; i < n; i++)
             if (w->place[i].pack && w->place[i].cut.n_expert == 0)
                 lay_out_matrices(&l, i, 0, n_matrix(&w->place[i], gguf_tensor_at(w->gguf, i)));
-        for (uint32_t i = 0; i < n; i++)
-            if (is_first(w, i))
-                lay_out_records(&l, i);
+        if (!w->store)
+            lay_out_all_records(&l);
         w->shard[s].size = l.at - w->shard[s].at;
     }
+    w->store_at = l.at;
+    for (l.shard = 0; l.shard < w->plan->n_shard && w->store; l.shard++)
+        lay_out_all_records(&l);
     w->size = l.at;
     return 0;
 }
@@ -206,7 +232,7 @@ const void *weights_at(const struct weights *w, const struct tensor *t,
 size_t weights_step(const struct weights *w, const struct tensor *t) {
     const struct weights_place *p = place_of(w, t);
 
-    if (w->base && p->pack && p->cut.n_expert > 0 && w->plan->n_shard == 1)
+    if (w->base && p->pack && p->cut.n_expert > 0 && (w->store || w->plan->n_shard == 1))
         return p->step;
     return t->size / t->ne[2];
 }

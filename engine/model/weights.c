@@ -133,14 +133,54 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
         mem_unmap(w->base, w->size);
         w->base = NULL;
         w->image = image_free(w->image);
-        memset(w->place, 0, gguf_n_tensor(w->gguf) * sizeof *w->place);
-        memset(w->shard, 0, w->plan->n_shard * sizeof *w->shard);
-        w->size = 0;
+        weights_forget(w, false);
         return WEIGHTS_LARGE;
     }
     if (!w->mapped)
         weights_bind(w);
     return 0;
+}
+
+int weights_map_store(struct weights *w, const char *cache_dir, struct why *why) {
+    struct why bad = { 0 };
+    void *p;
+    int r;
+
+    r = weights_lay_out(w, NULL);
+    if (r == 0)
+        r = mem_map(w->size, true, &p);
+    if (r < 0)
+        return err_up(r);
+    w->base = p;
+    r = weights_lay_out(w, w->base);
+    if (r == 0)
+        r = plan_image(w, cache_dir);
+    if (r < 0)
+        return err_up(r);
+    if (r == 0) {
+        r = image_open(w->image, &bad);
+        w->mapped = r == 0;
+        if (r == IMAGE_BAD) {
+            log_debug("image", "refused: %s", bad.text);
+            image_drop(w->image);
+        }
+        r = w->mapped ? 0 : image_make(w->image, w->base, why);
+    } else {
+        r = why_set(why, IMAGE_NONE, "there is no cache directory to keep experts in");
+    }
+    if (r != 0) {
+        mem_unmap(w->base, w->size);
+        w->base = NULL;
+        w->image = image_free(w->image);
+        weights_forget(w, false);
+        return WEIGHTS_NO_STORE;
+    }
+    weights_bind(w);
+    return 0;
+}
+
+int weights_image(const struct weights *w, uint64_t *ret_data_at) {
+    return image_fd(w->image, ret_data_at);
 }
 
 /* Of a huge page that others share the kernel first makes small ones, which it then finds in use no
@@ -149,6 +189,8 @@ void weights_cool(const struct weights *w, const void *p, size_t size) {
     uintptr_t at = (uintptr_t)p - (uintptr_t)w->base;
     uint64_t data_at;
 
+    if (w->store)
+        return; /* it has a bound of its own */
     mem_cool(p, size);
     if (!w->base || at >= w->size || w->memory || w->locked)
         return;
@@ -164,7 +206,7 @@ int weights_lock(struct weights *w, bool lock) {
         return 0;
     if (lock && w->keeper.started)
         return err_new(-EBUSY);
-    r = mem_lock(w->base, w->size, lock);
+    r = mem_lock(w->base, w->store ? w->store_at : w->size, lock);
     w->locked = lock && r == 0;
     return err_up(r);
 }

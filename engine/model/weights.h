@@ -42,8 +42,9 @@
 enum {
     WEIGHTS__OK,
 
-    WEIGHTS_STOPPED, /* *stop was seen */
-    WEIGHTS_LARGE,   /* weights_map(): more than was allowed; nothing will be packed */
+    WEIGHTS_STOPPED,  /* *stop was seen */
+    WEIGHTS_LARGE,    /* weights_map(): more than was allowed; nothing will be packed */
+    WEIGHTS_NO_STORE, /* weights_map_store(): there can be no image; @why says so */
 };
 
 enum {
@@ -89,6 +90,9 @@ struct weights {
     size_t size;                 /* bytes of all packed tensors; once mapped, with their padding */
     bool unbound;                /* some shard's memory is not bound to its node */
     bool large;                  /* more than was allowed: there only as an image */
+    bool store;                  /* records are left on disk ... */
+    size_t store_at;             /* ... from so many bytes behind the base on */
+    uint64_t expert_size;        /* bytes of what was planned of experts */
 
     struct image *image; /* NULL: they are not kept */
     bool mapped;         /* base is the image's file, as an earlier start made it */
@@ -118,6 +122,14 @@ int weights_plan(struct weights *w, const struct tensor *t, const struct weights
  * Return: 0, WEIGHTS_LARGE, or -ENOMEM. */
 int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
                 struct weights_memory *memory);
+/* The same, but leave experts on disk, in the image in @cache_dir, which weights_load() makes if it
+ * is not there: their place in the mapping is never touched. They are whole there, of however many
+ * shards. Return: 0, WEIGHTS_NO_STORE: it is as if nothing had been planned, or -errno. */
+int weights_map_store(struct weights *w, const char *cache_dir, struct why *why);
+/* Forget what was planned. Next time, @store: also what no kernel packs goes there, of experts. */
+void weights_forget(struct weights *w, bool store);
+/* Of an image with records: its file, borrowed, and where in it byte 0 of the base is. */
+int weights_image(const struct weights *w, uint64_t *ret_data_at);
 /* Where @t lies. @ret_pack: how it is packed; NULL: as in the file */
 const void *weights_at(const struct weights *w, const struct tensor *t,
                        const struct kern_pack **ret_pack);

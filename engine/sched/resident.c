@@ -86,6 +86,7 @@ static int load_model(struct resident *r, const struct resident_options *opt, st
     mo.no_pack = opt->no_pack;
     mo.cache_dir = opt->cache_dir;
     mo.memory = opt->memory;
+    mo.expert_bytes = opt->memory ? MODEL_EXPERTS_ALL : opt->expert_bytes;
     mo.reserve = kvcache_size(&shape);
     r->model = model_free(r->model);
     k = model_new(&r->model, r->gguf, &r->kern, r->pool, &mo, l->why);

@@ -48,6 +48,7 @@ struct resident_options {
     enum quant_fmt kv_fmt;
     bool exact;
     bool no_pack;                  /* weights stay as in the file */
+    uint64_t expert_bytes;         /* as in struct model_options */
     const char *cache_dir;         /* where packed weights are kept, see image.h; NULL: nowhere */
     struct weights_memory *memory; /* or there; NULL: not. It outlives the resident. */
 };

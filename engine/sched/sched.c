@@ -494,7 +494,7 @@ static bool sched_eval(struct sched *s, const float **ret_logits) {
         if (alone && job_halted(alone) != JOB_END_N)
             sched_end(s, alone, job_halted(alone));
     } else if (k != 0) {
-        sched_fail(s, err_fold(k), "a step of the model failed");
+        sched_fail(s, err_fold(k), model_why(r->model));
     }
     return k == 0;
 }

@@ -102,6 +102,7 @@ int bench_own_load(struct bench_own *o, const char *cache_dir, double *ret_sec, 
         .n_out = o->n_seq_max,
         .exact = a->exact,
         .no_pack = a->no_pack,
+        .expert_bytes = a->experts << 20,
         .cache_dir = cache_dir,
     };
     static const struct weights_load whole;
@@ -139,7 +140,7 @@ static int step(struct bench_own *o, uint32_t n_row, struct why *why) {
 
     return model_step(o->model, o->kv, o->row, n_row, NULL, &logits) == 0
                ? 0
-               : fail(why, "the step failed");
+               : fail(why, "%s", model_why(o->model));
 }
 
 /* Add @n random tokens to @seq; logits of the last when @out. */

@@ -47,6 +47,7 @@ struct bench_args {
     struct bench_list batch, depth, threads; /* ascending */
     uint64_t seed;
     enum quant_fmt kv;
+    uint64_t experts; /* MiB of memory for them; 0: all are there */
     bool exact, no_pack, alone, answer, any, busy, profile;
 };
 

@@ -41,6 +41,7 @@ static const char usage_text[] =
     "      --cache-dir DIR  keep packed weights there, or take them from there\n"
     "      --exact         float activations everywhere\n"
     "      --no-pack       weights stay as in the file\n"
+    "      --expert-memory MIB  for experts, others are on disk, in --cache-dir; 0: all in memory\n"
     "      --kernels[=FORMAT]  time the matrix kernels alone; no model\n"
     "      --help, --version\n";
 
@@ -79,6 +80,7 @@ enum {
     OPT_KV = 256,
     OPT_CACHE_DIR,
     OPT_EXACT,
+    OPT_EXPERTS,
     OPT_NO_PACK,
     OPT_BUSY,
     OPT_VS,
@@ -116,6 +118,7 @@ static const struct option options[] = {
     { "cache-dir", required_argument, NULL, OPT_CACHE_DIR },
     { "exact", no_argument, NULL, OPT_EXACT },
     { "no-pack", no_argument, NULL, OPT_NO_PACK },
+    { "expert-memory", required_argument, NULL, OPT_EXPERTS },
     { "help", no_argument, NULL, OPT_HELP },
     { "version", no_argument, NULL, OPT_VERSION },
     { 0 },
@@ -143,6 +146,7 @@ static void parse_one(struct bench_args *a, int opt, const char *arg) {
     case OPT_CACHE_DIR: a->cache_dir = optarg; break;
     case OPT_EXACT:   a->exact = true; break;
     case OPT_NO_PACK: a->no_pack = true; break;
+    case OPT_EXPERTS: a->experts = arg_number("expert-memory", optarg, 0, UINT32_MAX); break;
     case OPT_KV:      a->kv = arg_kv(optarg); break;
     case OPT_KERNELS:
         exit(bench_kern(optarg) < 0);
