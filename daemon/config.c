@@ -45,6 +45,8 @@ static const struct config_key keys[] = {
       "id of the model that is meant when none is named; unset: the first by name" },
     { "exact",            CONFIG_BOOL, AT(exact),           0, 1,          "no", { NULL },
       "float activations everywhere: slower, for comparisons" },
+    { "expert-bytes",     CONFIG_SIZE, AT(expert_bytes),    0, 1ull << 50, "0", { NULL },
+      "memory for experts at most, others stay on disk below cache-dir; 0: what is free" },
     { "forget",           CONFIG_ENUM, AT(forget),          0, 0,
       "lock", { "lock", "logout", "never" },
       "when what is kept of a user's prompts and answers is given up, but for saved sessions" },

@@ -49,7 +49,7 @@ struct config {
     uint64_t weights_store, residency, idle_timeout, pressure_calm;
     uint64_t bus, context, kv_bytes, kv_type, threads, batch, queue, max_connections, prefix_bytes,
         sequences, stall_timeout, step_bound, user_bytes, user_connections, user_jobs,
-        user_kv_bytes;
+        user_kv_bytes, expert_bytes;
     uint64_t user_sessions, session_idle, saved_bytes;
     uint64_t forget, power_save, power_threads;
 

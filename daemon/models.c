@@ -332,6 +332,7 @@ static int start(struct models *m, const struct registry_file *f, uid_t uid, str
         .bound_usec = c->step_bound * 1000,
         .kv_fmt = kv_fmt[c->kv_type],
         .exact = c->exact,
+        .expert_bytes = c->expert_bytes ? c->expert_bytes : MODEL_EXPERTS_AUTO,
         .cache_dir = c->weights_store == CONFIG_STORE_CACHE ? config_cache_dir(c) : NULL,
         .in_memory = c->weights_store == CONFIG_STORE_FDSTORE,
     };

@@ -154,7 +154,7 @@ int weights_map_store(struct weights *w, const char *cache_dir, struct why *why)
     w->base = p;
     r = weights_lay_out(w, w->base);
     if (r == 0)
-        r = plan_image(w, cache_dir);
+        r = cache_dir ? plan_image(w, cache_dir) : IMAGE_NONE;
     if (r < 0)
         return err_up(r);
     if (r == 0) {
