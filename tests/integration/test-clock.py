@@ -23,7 +23,8 @@ class Clock(unittest.TestCase):
         file = tempfile.NamedTemporaryFile(prefix="moed-clock-")
         self.addCleanup(file.close)
         self.file = pathlib.Path(file.name)
-        self.env = {"LD_PRELOAD": SHIM, "JUMP_CLOCK": file.name}
+        folder, name = os.path.split(SHIM)  # LD_PRELOAD cannot say a path with a space
+        self.env = {"LD_PRELOAD": name, "LD_LIBRARY_PATH": folder, "JUMP_CLOCK": file.name}
         self.set(0)
 
     def set(self, seconds):

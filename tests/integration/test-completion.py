@@ -118,7 +118,7 @@ class Fish(Shell, unittest.TestCase):
     shell, file, tab, json = "fish", "moectl.fish", "\t", ("moectl", "--json=")
 
     def command(self, words):
-        return ["fish", "--no-config", "-c", f"source {FOLDER / self.file}; complete -C \"{' '.join(words)}\""]
+        return ["fish", "--no-config", "-c", f"source \"$COMPLETION\"; complete -C \"{' '.join(words)}\""]
 
     def test_syntax(self):
         subprocess.run(["fish", "--no-execute", FOLDER / self.file], check=True)

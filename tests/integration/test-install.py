@@ -19,7 +19,7 @@ import rig
 
 HERE = pathlib.Path(__file__).resolve().parent
 MODEL = HERE.parents[1] / "contrib/demo-model/tiny-linux-gemma4-Q8_0.gguf"
-PACKAGES = "systemd,systemd-sysv,libpam-systemd,dbus,polkitd,libevent-core-2.1-7,libevent-extra-2.1-7,libmsgpackc2,libhwloc15,libjson-c5,libedit2,libnettle8"
+PACKAGES = "systemd,systemd-sysv,libpam-systemd,dbus,polkitd,libevent-core-2.1-7,libevent-extra-2.1-7,libmsgpackc2,libhwloc15,libjson-c5,libedit2,liburing2,libnettle8"
 SUITE = "bookworm"
 PACKAGES_SH = HERE.parents[1] / "contrib/packages.sh"
 
