@@ -9,7 +9,7 @@ set -eu
 . "$(dirname -- "$0")/common.sh"
 
 # shellcheck disable=SC2086
-install_packages $packages_build $packages_check $packages_debian
+install_packages $packages_build $packages_check
 
 # A client of others' making, for the bridge: its test is skipped without.
 command -v npm >/dev/null || install_packages nodejs npm
