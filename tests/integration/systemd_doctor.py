@@ -51,7 +51,7 @@ class Doctor(Service):
         self.loaded()
         said = self.doctor("cache")
         self.assertEqual(said["verdict"], "warning")
-        (pathlib.Path("/run/systemd/system/moed.service.d/test.conf")).unlink()
+        self.write(dropin="")
         self.mend(said)
         until(lambda: self.doctor("cache")["verdict"] == "ok", "no cache", 20)
         self.assertRegex(self.doctor("cache")["text"], "^/var/cache/moed, ")
@@ -68,6 +68,7 @@ class Doctor(Service):
         self.mend(said)
         self.assertEqual(c.call("server.status")["state"], "ready")
         run("systemctl", "revert", "moed.service")
+        self.write(dropin="")  # that went, too
 
     def test_service_that_fails(self):
         self.write(config="nonsense = 1\n")

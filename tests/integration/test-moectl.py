@@ -27,6 +27,7 @@ except ImportError:
     sys.exit(77)
 
 MOECTL = ""
+IUTF8 = 0o40000  # of Linux; termios has no name for it
 EXAMPLE = os.path.join(os.path.dirname(__file__), "../../contrib/examples/client.py")
 RESULT = {"stop_reason": "stop", "usage": {"prompt": 5, "cached": 0, "generated": 2, "dropped": 0},
           "timings": {"queue_us": 1, "prefill_us": 2, "decode_us": 3}, "seed": 7, "model": "tiny"}
@@ -827,6 +828,9 @@ class Pty(Case):
         env = self.env(**dict({"TERM": "dumb"}, **env))
         self.pid, self.tty = pty.fork()
         if self.pid == 0:
+            mode = termios.tcgetattr(0)
+            mode[0] |= IUTF8  # or the kernel, asked before moectl is, erases half of a character
+            termios.tcsetattr(0, termios.TCSANOW, mode)
             os.execve(MOECTL, [MOECTL, *args], env)
         self.screen = b""
 
