@@ -320,15 +320,20 @@ int rpc_model_show(struct rpc_call *c) {
 
 /* ---- load, unload ---- */
 
+/* Of a caller who may manage models: the name of the one that is meant, NULL: the default. */
+static int want_model(struct rpc_call *c, char **ret_id) {
+    int r = rpc_want_admin(c);
+
+    return r ? err_up(r) : err_up(rpc_dup_str(c->params, "id", ret_id, &c->reply->why));
+}
+
 int rpc_model_load(struct rpc_call *c) {
     struct models *m = c->server->models;
     AUTO(free) char *id = NULL;
     struct task *load;
     int r;
 
-    r = rpc_want_admin(c);
-    if (!r)
-        r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    r = want_model(c, &id);
     if (r)
         return err_up(r);
 
@@ -378,9 +383,7 @@ int rpc_model_pin(struct rpc_call *c) {
     bool none = false;
     int k;
 
-    k = rpc_want_admin(c);
-    if (!k)
-        k = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    k = want_model(c, &id);
     if (!k)
         k = get_wish(c, &wish, &none);
     if (k)
@@ -408,9 +411,7 @@ int rpc_model_unload(struct rpc_call *c) {
     uint32_t n_job = 0;
     int r;
 
-    r = rpc_want_admin(c);
-    if (!r)
-        r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    r = want_model(c, &id);
     if (r)
         return err_up(r);
 
@@ -489,9 +490,7 @@ int rpc_model_verify(struct rpc_call *c) {
     struct task *t = NULL;
     int r;
 
-    r = rpc_want_admin(c);
-    if (!r)
-        r = rpc_dup_str(c->params, "id", &id, &c->reply->why);
+    r = want_model(c, &id);
     if (r)
         return err_up(r);
 
