@@ -107,20 +107,27 @@ static void map_memory(struct weights *w, struct weights_memory *memory, bool ma
         w->image = image_free(w->image);
 }
 
-int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
-                struct weights_memory *memory) {
+/* Memory for all, with each matrix where it will lie. */
+static int reserve(struct weights *w) {
     void *p;
     int r;
 
-    if (w->size == 0)
-        return 0;
     r = weights_lay_out(w, NULL);
     if (r == 0)
         r = mem_map(w->size, true, &p);
     if (r < 0)
         return err_up(r);
     w->base = p;
-    r = weights_lay_out(w, w->base);
+    return err_up(weights_lay_out(w, w->base));
+}
+
+int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
+                struct weights_memory *memory) {
+    int r;
+
+    if (w->size == 0)
+        return 0;
+    r = reserve(w);
     if (r < 0)
         return err_up(r);
     if (memory)
@@ -143,16 +150,9 @@ int weights_map(struct weights *w, uint64_t max, const char *cache_dir,
 
 int weights_map_store(struct weights *w, const char *cache_dir, struct why *why) {
     struct why bad = { 0 };
-    void *p;
     int r;
 
-    r = weights_lay_out(w, NULL);
-    if (r == 0)
-        r = mem_map(w->size, true, &p);
-    if (r < 0)
-        return err_up(r);
-    w->base = p;
-    r = weights_lay_out(w, w->base);
+    r = reserve(w);
     if (r == 0)
         r = cache_dir ? plan_image(w, cache_dir) : IMAGE_NONE;
     if (r < 0)
