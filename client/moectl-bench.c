@@ -10,6 +10,7 @@
  */
 
 #include <errno.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -207,23 +208,18 @@ static void put_run(const char *label, const struct run *r) {
     (void)ctl_flush();
 }
 
-/* Of each column by itself. @v: room for @n */
-static struct run median_run(const struct run *runs, size_t n, double *v) {
-    struct run m;
+/* Of the column at byte @at of each. @v: room for @n */
+static double column(const struct run *runs, size_t n, size_t at, double *v) {
+    for (size_t i = 0; i < n; i++)
+        memcpy(&v[i], (const char *)&runs[i] + at, sizeof v[i]);
+    return median(v, n);
+}
 
-    for (size_t i = 0; i < n; i++)
-        v[i] = runs[i].first;
-    m.first = median(v, n);
-    for (size_t i = 0; i < n; i++)
-        v[i] = runs[i].read;
-    m.read = median(v, n);
-    for (size_t i = 0; i < n; i++)
-        v[i] = runs[i].write;
-    m.write = median(v, n);
-    for (size_t i = 0; i < n; i++)
-        v[i] = runs[i].all;
-    m.all = median(v, n);
-    return m;
+static struct run median_run(const struct run *runs, size_t n, double *v) {
+    return (struct run){ .first = column(runs, n, offsetof(struct run, first), v),
+                         .read = column(runs, n, offsetof(struct run, read), v),
+                         .write = column(runs, n, offsetof(struct run, write), v),
+                         .all = column(runs, n, offsetof(struct run, all), v) };
 }
 
 static void put_all(const struct bench *b, const struct run *runs, size_t n, const struct run *m) {

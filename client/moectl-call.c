@@ -49,15 +49,9 @@ int verb_api_info(struct ctl *c) {
     const struct moe_value *v, *version, *methods;
     int r;
 
-    r = ctl_connect(c);
-    if (!r)
-        r = ctl_call(c, "server.info", NULL, ANSWER_USEC, &v);
-    if (r)
+    r = ctl_look(c, "server.info", ANSWER_USEC, &v);
+    if (r >= 0)
         return r;
-    if (c->json) {
-        ctl_put_json(c, v);
-        return EXIT_OK;
-    }
 
     version = moe_get(v, "version");
     methods = moe_get(v, "methods");

@@ -448,15 +448,9 @@ static int list_saved(struct ctl *c) {
     const struct moe_value *v, *saved;
     int r;
 
-    r = ctl_connect(c);
-    if (!r)
-        r = ctl_call(c, "session.saved", NULL, MOE_FOREVER, &v);
-    if (r)
+    r = ctl_look(c, "session.saved", MOE_FOREVER, &v);
+    if (r >= 0)
         return r;
-    if (c->json) {
-        ctl_put_json(c, v);
-        return EXIT_OK;
-    }
 
     saved = moe_get(v, "saved");
     if (!moe_size(saved) && !c->quiet)

@@ -198,15 +198,9 @@ static int list_use_cases(struct ctl *c) {
     const struct moe_value *v, *cases;
     int width = 0, r;
 
-    r = ctl_connect(c);
-    if (!r)
-        r = ctl_call(c, "usecase.list", NULL, ANSWER_USEC, &v);
-    if (r)
+    r = ctl_look(c, "usecase.list", ANSWER_USEC, &v);
+    if (r >= 0)
         return r;
-    if (c->json) {
-        ctl_put_json(c, v);
-        return EXIT_OK;
-    }
 
     cases = moe_get(v, "use_cases");
     if (!moe_size(cases) && !c->quiet)

@@ -48,22 +48,6 @@ static int call_id(struct ctl *c, const char *method, uint64_t usec,
     return r;
 }
 
-/* A call without params whose whole result is the output. Return: -1 when it is still to be
- * printed for people, or an exit code. */
-static int call_plain(struct ctl *c, const char *method, const struct moe_value **ret_result) {
-    int r;
-
-    r = ctl_connect(c);
-    if (!r)
-        r = ctl_call(c, method, NULL, SOON_USEC, ret_result);
-    if (!r && c->json) {
-        ctl_put_json(c, *ret_result);
-        return 0;
-    }
-
-    return r ? r : -1;
-}
-
 /* A scalar, or a list of them, on one line. */
 static void put_value(const struct ctl *c, const struct moe_value *v) {
     switch (moe_type(v)) {
@@ -129,7 +113,7 @@ int verb_status(struct ctl *c) {
     const struct moe_value *v, *memory, *queue, *tokens;
     int r;
 
-    r = call_plain(c, "server.status", &v);
+    r = ctl_look(c, "server.status", SOON_USEC, &v);
     if (r >= 0)
         return r;
     memory = moe_get(v, "memory");
@@ -174,7 +158,7 @@ int verb_list(struct ctl *c) {
     const struct moe_value *v, *models;
     int width = 5, r;
 
-    r = call_plain(c, "model.list", &v);
+    r = ctl_look(c, "model.list", SOON_USEC, &v);
     if (r >= 0)
         return r;
     models = moe_get(v, "models");

@@ -163,6 +163,20 @@ int ctl_call_with(struct ctl *c, const char *method, struct moe_map *params, uin
     return r;
 }
 
+int ctl_look(struct ctl *c, const char *method, uint64_t usec,
+             const struct moe_value **ret_result) {
+    int r = ctl_connect(c);
+
+    if (!r)
+        r = ctl_call(c, method, NULL, usec, ret_result);
+    if (!r && c->json) {
+        ctl_put_json(c, *ret_result);
+        return EXIT_OK;
+    }
+
+    return r ? r : -1;
+}
+
 /* A ppoll() that finds something ready leaves a signal pending. What was typed after Ctrl-C must
  * not be read before it is obeyed, nor be what it stops. */
 static bool sigint_pending(void) {

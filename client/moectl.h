@@ -110,6 +110,9 @@ int ctl_call(struct ctl *c, const char *method, const struct moe_map *params, ui
 /* The same with @params, which are freed; NULL: there was no memory for them. */
 int ctl_call_with(struct ctl *c, const char *method, struct moe_map *params, uint64_t usec,
                   const struct moe_value **ret_result);
+/* Connect, and call without params a method whose whole result is the output. Return: -1 when it is
+ * still to be printed for people, or an exit code. */
+int ctl_look(struct ctl *c, const char *method, uint64_t usec, const struct moe_value **ret_result);
 /* Wait for the service, or for @fd (-1: none) to be readable, at most @usec. Return: 0, an event
  * was processed; 1: @fd is readable; 2: interrupted; 3: @usec passed; or -errno. */
 int ctl_poll(struct ctl *c, int fd, uint64_t usec);
