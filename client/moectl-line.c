@@ -184,6 +184,7 @@ static bool can_edit(const struct ctl *c) {
 
 static bool start_editing(struct line *l) {
     const struct sigaction sa = { .sa_handler = on_signal };
+    sigset_t set;
 
     (void)setlocale(LC_CTYPE, "");
     l->el = el_init("moectl", stdin, stderr, stderr);
@@ -202,6 +203,10 @@ static bool start_editing(struct line *l) {
     (void)el_source(l->el, NULL); /* ~/.editrc has the last word */
     (void)sigaction(SIGCONT, &sa, NULL);
     (void)sigaction(SIGWINCH, &sa, NULL);
+    (void)sigemptyset(&set); /* ctl_poll() lets them in: one that comes before it is not lost */
+    (void)sigaddset(&set, SIGCONT);
+    (void)sigaddset(&set, SIGWINCH);
+    (void)sigprocmask(SIG_BLOCK, &set, NULL);
     open_history(l);
     return true;
 }
@@ -242,6 +247,7 @@ int line_read(struct line *l, struct ctl_text *ret) {
 
     l->interrupted = false;
     el_resize(l->el);
+    (void)el_set(l->el, EL_PREP_TERM, 1); /* before the prompt, which is answered at once */
     (void)fputs(PASTE_ON, stderr);
     text = el_gets(l->el, &n);
     (void)fputs(PASTE_OFF, stderr);
